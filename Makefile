@@ -1,0 +1,45 @@
+# Two commands do everything: `make demo` and `make test`. Both install what they need first.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+INPUTS := pyproject.toml constraints.txt Makefile
+
+.PHONY: demo test check install install-dev clean help
+
+help:
+	@echo "make demo   screen 2,000 made-up applicants through three small models"
+	@echo "make test   lint, types, contracts and the whole test suite"
+	@echo "make clean  remove .venv and tamis-data"
+
+demo: .venv/.base
+	@$(BIN)/tamis demo
+
+test: check
+	@$(BIN)/python -m pytest
+
+check: .venv/.dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --cache-dir .venv/import-linter
+
+install: .venv/.base
+
+install-dev: .venv/.dev
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Tamis needs Python 3.11, 3.12 or 3.13; install one, or name it: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+.venv/.base: .venv/bin/python $(INPUTS)
+	@echo "installing into .venv; llama.cpp is compiled the first time, which takes some minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/bin/python $(INPUTS)
+	@echo "installing into .venv; llama.cpp is compiled the first time, which takes some minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/.base
+
+clean:
+	rm -rf .venv tamis-data

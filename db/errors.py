@@ -1,0 +1,52 @@
+"""What can go wrong with memory, said so that somebody can act on it."""
+
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+_CAUSES = (
+    ("database or disk is full", "its disk is full; free some space"),
+    ("no space left on device", "its disk is full; free some space"),
+    ("could not extend file", "its disk is full; free some space"),
+    ("readonly database", "it is read-only; make the file and its folder writable"),
+    ("read-only transaction", "it is read-only; use a user and a server that may write"),
+    ("permission denied", "this user may not; grant it the rights, or use another user"),
+    ("database is locked", "another process keeps it locked; end that process or wait for it"),
+    ("unable to open database file", "the file cannot be opened; check the path and its rights"),
+    ("disk i/o error", "the disk fails; check it, and do not keep the file on a network share"),
+    ("malformed", "the file is damaged; restore it from a copy"),
+    ("not a database", "the file is not an SQLite database; give another path"),
+    ("connection", "the server cannot be reached; check that it runs, and the URL"),
+)
+"""Part of a driver's message, in lower case, and what it means: the first that fits is told."""
+
+
+class StoreError(Exception):
+    """Memory cannot do what was asked: what was wrong, where, and what to do."""
+
+
+class DatabaseError(StoreError):
+    """The database itself is the trouble: unreachable, full, read-only, or at another revision."""
+
+
+def shown(url: URL) -> str:
+    """The URL as messages may print it: without its password."""
+    return url.render_as_string(hide_password=True)
+
+
+def explained(error: Exception, url: URL) -> Exception:
+    """The driver's error as one of ours; the same error where it tells of a mistake in our code.
+
+    Args:
+        error: raised by SQLAlchemy, or by the driver itself inside a COPY.
+        url: the database it came from.
+    """
+    reason = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    if isinstance(error, IntegrityError) or type(error).__name__.endswith("Violation"):
+        return StoreError(f"database {shown(url)} refused a row, nothing was written: {reason}")
+    for part, meaning in _CAUSES:
+        if part in reason.lower():
+            return DatabaseError(
+                f"database {shown(url)}: {meaning}, then run again "
+                f"(all that was committed before is safe); the driver said: {reason}"
+            )
+    return error

@@ -1,0 +1,274 @@
+"""The tables. Rows carry small integers inside; the user's keys stay at the edge."""
+
+import enum
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from tiers.types import Outcome
+
+
+class RunState(enum.StrEnum):
+    """How a run stands; all but `done` can be taken up again."""
+
+    RUNNING = "running"
+    DONE = "done"
+    INCOMPLETE = "incomplete"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class TierState(enum.StrEnum):
+    """How a tier of a run stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in UTC on both databases: SQLite would give them back without a zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _names(states: type[enum.StrEnum]) -> Enum:
+    return Enum(states, native_enum=False, length=16, values_callable=list)
+
+
+# SQLite numbers rows only in a column declared INTEGER.
+_Big = BigInteger().with_variant(Integer, "sqlite")
+# Equal scores are ranked by key: byte order, which is SQLite's and Python's own.
+_Key = Text().with_variant(Text(collation="C"), "postgresql")
+
+Id = Annotated[int, mapped_column(primary_key=True)]
+BigId = Annotated[int, mapped_column(_Big, primary_key=True)]
+
+
+class Base(DeclarativeBase):
+    """Named constraints, because Alembic cannot drop a nameless one on SQLite."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text(),
+        float: Double(),
+        bytes: LargeBinary(),
+        datetime: UtcDateTime(),
+        RunState: _names(RunState),
+        TierState: _names(TierState),
+        Outcome: _names(Outcome),
+    }
+
+
+class RunRow(Base):
+    """One execution of a screen over its candidates."""
+
+    __tablename__ = "run"
+
+    id: Mapped[Id]
+    key: Mapped[str] = mapped_column(unique=True)
+    screen: Mapped[str] = mapped_column(index=True)
+    config: Mapped[str]
+    """The whole screen as JSON."""
+    config_hash: Mapped[str]
+    state: Mapped[RunState]
+    reason: Mapped[str | None]
+    """Why it stopped."""
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    """Working time, added up over all resumes."""
+    ingests: Mapped[int] = mapped_column(default=0)
+    """How many times its input was read from the start."""
+    rows_read: Mapped[int] = mapped_column(default=0)
+    rows_duplicate: Mapped[int] = mapped_column(default=0)
+    """Rows identical to an earlier one, dropped."""
+    prefect_flow_run: Mapped[str | None]
+    lock_owner: Mapped[str | None]
+    lock_until: Mapped[datetime | None]
+
+
+class TextRow(Base):
+    """A text that judges read: stored and judged once, however many candidates have it."""
+
+    __tablename__ = "text"
+
+    id: Mapped[BigId]
+    digest: Mapped[bytes] = mapped_column(unique=True)
+    body: Mapped[str]
+
+
+class CandidateRow(Base):
+    """One record of a screen. Narrow, because promotion joins it and must not drag text along."""
+
+    __tablename__ = "candidate"
+    __table_args__ = (
+        UniqueConstraint("screen", "key", "digest"),
+        CheckConstraint("(text_id IS NULL) <> (problem IS NULL)", name="text_or_problem"),
+    )
+
+    id: Mapped[BigId]
+    screen: Mapped[str]
+    key: Mapped[str] = mapped_column(_Key)
+    digest: Mapped[bytes]
+    text_id: Mapped[int | None] = mapped_column(_Big, ForeignKey("text.id"), index=True)
+    problem: Mapped[str | None]
+    """Why it cannot be judged; then it has no text."""
+
+
+class CandidateFieldsRow(Base):
+    """The record as read, in JSON."""
+
+    __tablename__ = "candidate_fields"
+
+    candidate_id: Mapped[int] = mapped_column(
+        _Big, ForeignKey("candidate.id"), primary_key=True, autoincrement=False
+    )
+    fields: Mapped[str]
+
+
+class JudgeRow(Base):
+    """Who judges: rubric, prompt layout, model, engine, version, settings."""
+
+    __tablename__ = "judge"
+
+    id: Mapped[Id]
+    digest: Mapped[str] = mapped_column(unique=True)
+    """SHA-256 of `description` in canonical JSON, hexadecimal."""
+    description: Mapped[str]
+
+
+class PolicyRow(Base):
+    """One version of a tier's policy; never changed, so that a decision can be explained."""
+
+    __tablename__ = "policy"
+
+    id: Mapped[Id]
+    reject_below: Mapped[float | None]
+    accept_above: Mapped[float | None]
+    top_count: Mapped[int | None]
+    top_share: Mapped[float | None]
+    created_at: Mapped[datetime]
+    author: Mapped[str | None]
+    reason: Mapped[str | None]
+
+
+class RunTierRow(Base):
+    """One tier of one run: who judged, under which policy, how far it is."""
+
+    __tablename__ = "run_tier"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    judge_id: Mapped[int | None] = mapped_column(ForeignKey("judge.id"))
+    policy_id: Mapped[int | None] = mapped_column(ForeignKey("policy.id"))
+    last: Mapped[bool]
+    state: Mapped[TierState]
+    reason: Mapped[str | None]
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    """Working time, added up over all resumes."""
+    load_seconds: Mapped[float | None]
+    prompt_rate: Mapped[float | None]
+    """Tokens of prompts read a second."""
+    decode_rate: Mapped[float | None]
+    """Tokens of answers written a second."""
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class JudgementRow(Base):
+    """What one judge said about one text. The key is the promise that nothing is paid for twice."""
+
+    __tablename__ = "judgement"
+    __table_args__ = (
+        CheckConstraint("score BETWEEN 0 AND 1", name="score_is_probability"),
+        Index(None, "run_id", "judge_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+    judge_id: Mapped[int] = mapped_column(ForeignKey("judge.id"), primary_key=True)
+    text_id: Mapped[int] = mapped_column(_Big, ForeignKey("text.id"), primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    """The run that paid for it."""
+    score: Mapped[float | None]
+    """Null where the judge gave no readable answer; `error` then says why."""
+    reading: Mapped[str | None]
+    mass: Mapped[float | None]
+    prompt_tokens: Mapped[int]
+    cached_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    seconds: Mapped[float]
+    error: Mapped[str | None]
+    failed: Mapped[bool]
+    """The judge broke, not the candidate: the next attempt asks again."""
+    note: Mapped[str | None]
+    judged_at: Mapped[datetime]
+    """When its batch was written."""
+
+
+class VerdictRow(Base):
+    """Where a candidate of a run is, or was decided; promoted means one position further."""
+
+    __tablename__ = "verdict"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    candidate_id: Mapped[int] = mapped_column(_Big, ForeignKey("candidate.id"), primary_key=True)
+    position: Mapped[int]
+    outcome: Mapped[Outcome | None]
+    """Null while pending; never `promote`."""
+    why: Mapped[str | None]
+    ingest: Mapped[int]
+    """The last of the run's `ingests` that met this candidate: tells a duplicate from a re-read."""
+
+
+class BadRowRow(Base):
+    """A row of input that could not become a candidate; the run counts it as failed."""
+
+    __tablename__ = "bad_row"
+
+    id: Mapped[BigId]
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), index=True)
+    source: Mapped[str]
+    line: Mapped[int]
+    reason: Mapped[str]
+    raw: Mapped[str]
+    """Cut to 2,000 characters."""

@@ -1,0 +1,167 @@
+"""What a run has to say, read back as values."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Boolean, Connection, RowMapping, TextClause, select, text
+
+from db import runs
+from db.errors import StoreError
+from db.models import PolicyRow, RunTierRow, TierState, UtcDateTime
+from db.values import Cost, Explanation, FunnelRow, JudgementDetail, TierPlan
+from db.views import JUDGEMENT_DETAIL, RESULT
+from tiers.types import Outcome
+
+_VERDICTS = {
+    "accepted": "verdict.outcome = 'accept'",
+    "rejected": "verdict.outcome = 'reject'",
+    "review": "verdict.outcome = 'review'",
+    "failed": "verdict.outcome = 'failed'",
+    "pending": "verdict.outcome IS NULL",
+}
+_VERDICT = (
+    "CASE " + " ".join(f"WHEN {test} THEN '{name}'" for name, test in _VERDICTS.items()) + " END"
+)
+_FUNNEL = text("SELECT * FROM funnel WHERE run = :run ORDER BY position")
+_COSTS = text("""
+    SELECT run_tier.name, COUNT(*), SUM(judgement.prompt_tokens), SUM(judgement.cached_tokens),
+      SUM(judgement.completion_tokens), SUM(judgement.seconds)
+    FROM run_tier
+    JOIN judgement ON judgement.judge_id = run_tier.judge_id
+    WHERE run_tier.run_id = :run_id
+      AND EXISTS (
+        SELECT 1
+        FROM candidate
+        JOIN verdict ON verdict.candidate_id = candidate.id
+        WHERE candidate.text_id = judgement.text_id
+          AND verdict.run_id = :run_id
+          AND verdict.position >= run_tier.position
+      )
+    GROUP BY run_tier.position, run_tier.name
+    ORDER BY run_tier.position
+""")
+_ONE_CANDIDATE = "WHERE run.id = :run_id AND candidate.screen = :screen AND candidate.key = :key"
+_ONE_RESULT = text(f"{RESULT} {_ONE_CANDIDATE}")
+_ONE_DETAIL = text(f"{JUDGEMENT_DETAIL} {_ONE_CANDIDATE} ORDER BY run_tier.position").columns(
+    judged_at=UtcDateTime(), reused=Boolean()
+)
+
+
+def funnel(connection: Connection, run_id: int) -> list[FunnelRow]:
+    """The view `funnel` of one run, in the order of its tiers."""
+    rows = connection.execute(_FUNNEL, {"run": runs.get(connection, run_id)["key"]})
+    return [FunnelRow(*row)._replace(state=TierState(row.state)) for row in rows]
+
+
+def costs(connection: Connection, run_id: int) -> list[Cost]:
+    """What each tier's answers took, in the order of the tiers."""
+    return [Cost(*row) for row in connection.execute(_COSTS, {"run_id": run_id})]
+
+
+def results(connection: Connection, run_id: int, verdict: str | None) -> Iterator[dict[str, Any]]:
+    """One dictionary a candidate, by rising key, fetched a thousand at a time."""
+    if verdict is not None and verdict not in _VERDICTS:
+        raise StoreError(f"no verdict '{verdict}'; write one of: {', '.join(_VERDICTS)}")
+    tiers = connection.execute(
+        select(RunTierRow.name, RunTierRow.judge_id)
+        .where(RunTierRow.run_id == run_id)
+        .order_by(RunTierRow.position)
+    ).all()
+    names = [f"{tier}_{column}" for tier, _ in tiers for column in ("score", "reading")]
+    streaming = connection.execution_options(stream_results=True, yield_per=1000)
+    query = _results_query([judge for _, judge in tiers], verdict)
+    # A caller may stop half-way: the server's cursor must be closed before its transaction.
+    with streaming.execute(query, {"run_id": run_id}) as rows:
+        for key, outcome, position, *answers in rows:
+            yield {
+                "key": key,
+                "verdict": outcome,
+                "tier": tiers[position].name,
+                "score": answers[2 * position],
+                **dict(zip(names, answers, strict=True)),
+            }
+
+
+def explain(connection: Connection, run_id: int, key: str) -> Explanation:
+    """All that the run remembers about one candidate."""
+    run = runs.get(connection, run_id)
+    parameters = {"run_id": run_id, "screen": run["screen"], "key": key}
+    result = connection.execute(_ONE_RESULT, parameters).mappings().one_or_none()
+    if result is None:
+        raise StoreError(
+            f"run '{run['key']}' has no candidate '{key}'; "
+            "rows that could not be read are in the table bad_row"
+        )
+    details = connection.execute(_ONE_DETAIL, parameters).mappings()
+    policies = _policies(connection, run_id)
+    return Explanation(
+        key=key,
+        fields=json.loads(result["fields"]),
+        text=result["text"],
+        verdict=result["verdict"],
+        tier=result["tier"],
+        why=result["why"],
+        judgements=[_detail(row, policies[row["position"]]) for row in details],
+    )
+
+
+def _results_query(judges: Sequence[int | None], verdict: str | None) -> TextClause:
+    """Key, verdict, position, then score and reading of each tier that the candidate reached."""
+    columns = "".join(f", judgement_{i}.score, judgement_{i}.reading" for i in range(len(judges)))
+    joins = "".join(
+        f"""
+        LEFT JOIN judgement AS judgement_{i}
+          ON judgement_{i}.judge_id = {judge_id or 0}
+          AND judgement_{i}.text_id = candidate.text_id
+          AND verdict.position >= {i}"""
+        for i, judge_id in enumerate(judges)
+    )
+    # CROSS JOIN makes SQLite walk the index on keys: sorting would hold all rows in memory.
+    return text(f"""
+        SELECT candidate.key, {_VERDICT}, verdict.position{columns}
+        FROM candidate
+        CROSS JOIN verdict{joins}
+        WHERE candidate.screen = (SELECT screen FROM run WHERE id = :run_id)
+          AND verdict.run_id = :run_id
+          AND verdict.candidate_id = candidate.id
+          AND {_VERDICTS[verdict] if verdict else "true"}
+        ORDER BY candidate.key
+    """)  # noqa: S608 - judge ids and our own words
+
+
+def _policies(connection: Connection, run_id: int) -> dict[int, TierPlan]:
+    rows = connection.execute(
+        select(
+            RunTierRow.position,
+            RunTierRow.name,
+            PolicyRow.reject_below,
+            PolicyRow.accept_above,
+            PolicyRow.top_count,
+            PolicyRow.top_share,
+        )
+        .join(PolicyRow, PolicyRow.id == RunTierRow.policy_id)
+        .where(RunTierRow.run_id == run_id)
+    )
+    return {row.position: TierPlan(*row[1:]) for row in rows}
+
+
+def _detail(row: RowMapping, policy: TierPlan) -> JudgementDetail:
+    return JudgementDetail(
+        position=row["position"],
+        tier=row["tier"],
+        outcome=None if row["outcome"] == "pending" else Outcome(row["outcome"]),
+        score=row["score"],
+        reading=row["reading"],
+        mass=row["mass"],
+        error=row["error"],
+        note=row["note"],
+        prompt_tokens=row["prompt_tokens"],
+        cached_tokens=row["cached_tokens"],
+        completion_tokens=row["completion_tokens"],
+        seconds=row["seconds"],
+        reused=row["reused"],
+        judged=row["judged_at"],
+        judge=json.loads(row["judge"]),
+        policy=policy,
+    )

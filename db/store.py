@@ -1,0 +1,422 @@
+"""Everything that is remembered goes in and comes out here, as plain values."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, func, or_, select, text, update
+
+from db import decide, ingest, judging, reading, runs
+from db.connect import storable, transaction
+from db.errors import DatabaseError, StoreError
+from db.models import (
+    BadRowRow,
+    CandidateRow,
+    JudgeRow,
+    RunRow,
+    RunState,
+    RunTierRow,
+    TierState,
+    VerdictRow,
+)
+from db.values import (
+    Account,
+    BadRow,
+    Cost,
+    Explanation,
+    FunnelRow,
+    Ingested,
+    JudgementDetail,
+    Row,
+    Run,
+    RunStatus,
+    TierPlan,
+)
+from tiers.types import Candidate, Judgement, Outcome
+
+__all__ = [
+    "Account",
+    "BadRow",
+    "Cost",
+    "DatabaseError",
+    "Explanation",
+    "FunnelRow",
+    "Ingested",
+    "JudgementDetail",
+    "Row",
+    "Run",
+    "RunState",
+    "RunStatus",
+    "Store",
+    "StoreError",
+    "TierPlan",
+    "TierState",
+]
+
+
+class Store:
+    """Memory of all runs of one database. Every method is one transaction.
+
+    Raises (all methods):
+        DatabaseError: the database is unreachable, full, locked or read-only.
+        StoreError: what was asked cannot be done; the message says what to do.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # Runs
+
+    def open_run(
+        self,
+        screen: str,
+        config: dict[str, Any],
+        config_hash: str,
+        tiers: Sequence[TierPlan],
+        key: str | None = None,
+    ) -> Run:
+        """Take up an unfinished run, or begin one.
+
+        Args:
+            screen: name of the screen.
+            config: the whole screen, for the record.
+            config_hash: tells whether two runs compute the same.
+            tiers: the cascade, in order.
+            key: the run of this key; None for the newest unfinished run of this screen and
+                configuration, and a new key where there is none.
+        """
+        with self._writing() as connection:
+            found = runs.to_resume(connection, screen, config_hash, key)
+            if found is None:
+                run_id = runs.add(connection, screen, config, config_hash, key)
+                runs.add_tiers(connection, run_id, tiers)
+            else:
+                run_id = found["id"]
+                runs.reopen(connection, run_id)
+            return runs.as_run(runs.get(connection, run_id))
+
+    def find_run(self, key: str | None = None) -> Run:
+        """The run of this key; None for the newest."""
+        with self._reading() as connection:
+            return runs.as_run(runs.find(connection, key))
+
+    def runs(self, limit: int = 20) -> list[RunStatus]:
+        """The newest runs first."""
+        with self._reading() as connection:
+            rows = connection.execute(runs.RUNS.order_by(RunRow.id.desc()).limit(limit)).mappings()
+            return [runs.as_status(row, runs.account(connection, row["id"])) for row in rows.all()]
+
+    def status(self, run_id: int) -> RunStatus:
+        """One run and how it stands."""
+        with self._reading() as connection:
+            row = runs.get(connection, run_id)
+            return runs.as_status(row, runs.account(connection, run_id))
+
+    def set_flow_run(self, run_id: int, flow_run: str) -> None:
+        """Remember which Prefect flow run works on this run."""
+        with self._writing() as connection:
+            connection.execute(
+                update(RunRow).where(RunRow.id == run_id).values(prefect_flow_run=flow_run)
+            )
+
+    def finish(
+        self, run_id: int, state: RunState, reason: str | None = None, seconds: float = 0.0
+    ) -> None:
+        """Close an attempt at the run; `seconds` is what this attempt worked."""
+        with self._writing() as connection:
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id)
+                .values(
+                    state=RunState(state),
+                    reason=storable(reason),
+                    finished_at=runs.now(),
+                    seconds=RunRow.seconds + seconds,
+                )
+            )
+
+    # Locks
+
+    def lock(self, run_id: int, owner: str, seconds: float = 120) -> None:
+        """Keep other flows off this run until `seconds` from now; `renew` in time."""
+        now = runs.now()
+        free = or_(
+            RunRow.lock_owner.is_(None), RunRow.lock_owner == owner, RunRow.lock_until <= now
+        )
+        with self._writing() as connection:
+            if self._hold(connection, run_id, owner, now + timedelta(seconds=seconds), free):
+                return
+            holder = runs.get(connection, run_id)
+            raise StoreError(
+                f"run '{holder['key']}' is being worked on by {holder['lock_owner']} until "
+                f"{holder['lock_until']:%Y-%m-%d %H:%M:%S} UTC at least; wait for it, or end that "
+                "process and try again after that time"
+            )
+
+    def renew(self, run_id: int, owner: str, seconds: float = 120) -> None:
+        """Hold the lock for longer; fails where somebody else took it meanwhile."""
+        until = runs.now() + timedelta(seconds=seconds)
+        with self._writing() as connection:
+            if not self._hold(connection, run_id, owner, until, RunRow.lock_owner == owner):
+                raise StoreError(
+                    f"{owner} lost its lock on run {run_id}, because it did not renew it in time "
+                    "and another process took the run over; leave the run to that one"
+                )
+
+    def unlock(self, run_id: int, owner: str) -> None:
+        with self._writing() as connection:
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id, RunRow.lock_owner == owner)
+                .values(lock_owner=None, lock_until=None)
+            )
+
+    @staticmethod
+    def _hold(
+        connection: Connection, run_id: int, owner: str, until: datetime, condition: Any
+    ) -> bool:
+        held = connection.execute(
+            update(RunRow)
+            .where(RunRow.id == run_id, condition)
+            .values(lock_owner=owner, lock_until=until)
+        )
+        return held.rowcount == 1
+
+    # Ingest
+
+    def start_ingest(self, run_id: int) -> None:
+        """Begin to read the input from its start: forget the bad rows and counts of before."""
+        with self._writing() as connection:
+            connection.execute(delete(BadRowRow).where(BadRowRow.run_id == run_id))
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id)
+                .values(ingests=RunRow.ingests + 1, rows_read=0, rows_duplicate=0)
+            )
+
+    def ingest(self, run_id: int, rows: Sequence[Row], source: str) -> Ingested:
+        """Add one chunk of some thousand rows to the run's candidates.
+
+        A row that is already there is left alone, so a resumed run reads its input again. An
+        identical row met twice since `start_ingest` is a duplicate; another row with the same key
+        becomes a bad row.
+        """
+        with self._writing() as connection:
+            screen, number = connection.execute(
+                select(RunRow.screen, RunRow.ingests).where(RunRow.id == run_id)
+            ).one()
+            target = ingest.Target(run_id, screen, number)
+            return ingest.ingest(connection, target, rows, source)
+
+    def add_bad_rows(self, run_id: int, rows: Sequence[BadRow]) -> None:
+        with self._writing() as connection:
+            ingest.add_bad_rows(connection, run_id, rows)
+
+    def finish_ingest(self, run_id: int, rows_read: int, duplicates: int) -> None:
+        """Close the reading of the input, and check that no row of it got lost.
+
+        Args:
+            run_id: the run.
+            rows_read: all rows of the input, bad ones included.
+            duplicates: those among them that `ingest` counted as duplicates.
+        """
+        with self._writing() as connection:
+            ingest.check_conservation(connection, run_id, rows_read, duplicates)
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id)
+                .values(rows_read=rows_read, rows_duplicate=duplicates)
+            )
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("ANALYZE text, candidate, candidate_fields, verdict"))
+
+    # Tiers
+
+    def set_judge(self, run_id: int, position: int, description: dict[str, Any]) -> int:
+        """Say who judges at this tier; the same description gives the same id, in every run."""
+        canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        with self._writing() as connection:
+            connection.execute(
+                runs.upsert(connection, JudgeRow)
+                .values(digest=digest, description=canonical)
+                .on_conflict_do_nothing(index_elements=["digest"])
+            )
+            judge_id = connection.scalars(
+                select(JudgeRow.id).where(JudgeRow.digest == digest)
+            ).one()
+            runs.check_same_judge(connection, run_id, position, judge_id)
+            connection.execute(
+                update(RunTierRow)
+                .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
+                .values(judge_id=judge_id)
+            )
+            return judge_id
+
+    def set_tier_state(
+        self,
+        run_id: int,
+        position: int,
+        state: TierState,
+        reason: str | None = None,
+        seconds: float = 0.0,
+        load_seconds: float | None = None,
+        prompt_rate: float | None = None,
+        decode_rate: float | None = None,
+    ) -> None:
+        """Say how the tier stands; `seconds` are added, None leaves a measurement as it was."""
+        measured = {
+            "load_seconds": load_seconds,
+            "prompt_rate": prompt_rate,
+            "decode_rate": decode_rate,
+        }
+        over = TierState(state) in {TierState.DONE, TierState.STOPPED}
+        values: dict[str, Any] = {
+            "state": TierState(state),
+            "reason": storable(reason),
+            "seconds": RunTierRow.seconds + seconds,
+            "finished_at": runs.now() if over else None,
+            **{name: value for name, value in measured.items() if value is not None},
+        }
+        if state == TierState.RUNNING:
+            values["started_at"] = func.coalesce(RunTierRow.started_at, runs.now())
+        with self._writing() as connection:
+            connection.execute(
+                update(RunTierRow)
+                .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
+                .values(values)
+            )
+
+    # Judging
+
+    def unjudged(
+        self, run_id: int, position: int, judge_id: int, after: int, limit: int
+    ) -> list[Candidate]:
+        """The next texts that wait at this tier without an answer; a broken answer is none.
+
+        Args:
+            run_id: the run.
+            position: the tier.
+            judge_id: who judges there.
+            after: the last text id of the page before; 0 for the first page.
+            limit: texts of a page.
+
+        Returns:
+            Texts by rising id, each once, under the ids that `record` expects.
+        """
+        with self._reading() as connection:
+            rows = connection.execute(
+                judging.UNJUDGED,
+                {
+                    "run_id": run_id,
+                    "position": position,
+                    "judge_id": judge_id,
+                    "after": after,
+                    "limit": limit,
+                },
+            )
+            return [Candidate(*row) for row in rows]
+
+    def count_unjudged(self, run_id: int, position: int, judge_id: int) -> int:
+        """How many texts `unjudged` would give in all."""
+        with self._reading() as connection:
+            parameters = {"run_id": run_id, "position": position, "judge_id": judge_id}
+            return int(connection.scalar(judging.COUNT_UNJUDGED, parameters) or 0)
+
+    def record(self, run_id: int, judge_id: int, judgements: Sequence[Judgement]) -> None:
+        """Keep what the judge said, all or nothing; an answer that is there is kept as it was.
+
+        Only a judgement that had failed is replaced. NaN becomes null, with an error.
+        """
+        with self._writing() as connection:
+            judging.record(connection, run_id, judge_id, judgements)
+
+    def low_mass(
+        self, judge_id: int, run_id: int, position: int, below: float = 0.5
+    ) -> tuple[int, int]:
+        """Judgements with less `mass` than `below`, and those with any, of the tier's texts."""
+        with self._reading() as connection:
+            low, known = connection.execute(
+                judging.LOW_MASS,
+                {"judge_id": judge_id, "run_id": run_id, "position": position, "below": below},
+            ).one()
+            return int(low), int(known)
+
+    # Deciding
+
+    def decide(self, run_id: int, position: int) -> dict[Outcome, int]:
+        """Apply the tier's policy to the candidates that wait there and have a judgement.
+
+        The same answer as `tiers.policy.outcomes` over all that the tier scored. A candidate that
+        was decided before keeps its outcome, and its place in the ranking of `top`.
+
+        Returns:
+            How many candidates this call gave each outcome.
+        """
+        with self._writing() as connection:
+            return decide.decide(connection, run_id, position)
+
+    def undecide(self, run_id: int) -> None:
+        """Take all verdicts back to the first tier, to decide anew from the stored scores.
+
+        Verdicts follow from scores and policies alone, so nothing is lost; and `top` has to rank
+        again when candidates have come in or failed ones are judged after all.
+        """
+        unreadable = select(CandidateRow.id).where(CandidateRow.problem.is_not(None))
+        with self._writing() as connection:
+            connection.execute(
+                update(VerdictRow)
+                .where(
+                    VerdictRow.run_id == run_id,
+                    or_(VerdictRow.position > 0, VerdictRow.outcome.is_not(None)),
+                    VerdictRow.candidate_id.not_in(unreadable),
+                )
+                .values(position=0, outcome=None, why=None)
+            )
+
+    # Reading
+
+    def account(self, run_id: int) -> Account:
+        """Where the run's candidates are.
+
+        Raises:
+            StoreError: they do not add up; then the database was changed by hand.
+        """
+        with self._reading() as connection:
+            return runs.account(connection, run_id)
+
+    def funnel(self, run_id: int) -> list[FunnelRow]:
+        with self._reading() as connection:
+            return reading.funnel(connection, run_id)
+
+    def costs(self, run_id: int) -> list[Cost]:
+        """What each tier's answers took, whichever run paid for them."""
+        with self._reading() as connection:
+            return reading.costs(connection, run_id)
+
+    def results(self, run_id: int, verdict: str | None = None) -> Iterator[dict[str, Any]]:
+        """Every candidate by rising key, read as it is used.
+
+        Args:
+            run_id: the run.
+            verdict: accepted, rejected, review, failed or pending; None for all.
+
+        Yields:
+            key, verdict, tier, score, and `<tier>_score` and `<tier>_reading` of each tier.
+        """
+        with self._reading() as connection:
+            yield from reading.results(connection, run_id, verdict)
+
+    def explain(self, run_id: int, key: str) -> Explanation:
+        """Everything about one candidate of the run."""
+        with self._reading() as connection:
+            return reading.explain(connection, run_id, key)
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return transaction(self._engine, writes=False)
+
+    def _writing(self) -> AbstractContextManager[Connection]:
+        return transaction(self._engine, writes=True)

@@ -1,0 +1,168 @@
+"""What goes into memory and what comes out of it, as plain values."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from db.models import RunState, TierState
+from tiers.types import Outcome
+
+
+class Row(NamedTuple):
+    """One row of input, ready to become a candidate."""
+
+    line: int
+    key: str
+    text: str
+    fields: bytes
+    """The record as read: JSON in UTF-8."""
+    problem: str | None = None
+    """Why it cannot be judged; it is kept, and its verdict is review at once."""
+
+
+class BadRow(NamedTuple):
+    """One row of input that cannot become a candidate."""
+
+    source: str
+    line: int
+    reason: str
+    raw: str
+    """The row as it stood; cut to 2,000 characters when stored."""
+
+
+class Ingested(NamedTuple):
+    """What became of one chunk of rows."""
+
+    added: int
+    """New to this run; the others of a resumed run were there."""
+    duplicate: int
+    """Identical to a row met before, since the input was last read from its start."""
+    bad: int
+
+
+class TierPlan(NamedTuple):
+    """A tier as a run begins it: its name and its policy in numbers."""
+
+    name: str
+    reject_below: float | None
+    accept_above: float | None
+    top_count: int | None
+    top_share: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a screen."""
+
+    id: int
+    key: str
+    screen: str
+    state: RunState
+    config: dict[str, Any]
+    config_hash: str
+    created: datetime
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where the candidates of a run are. Rows that could not be read count as failed."""
+
+    candidates: int
+    accepted: int
+    rejected: int
+    review: int
+    failed: int
+    pending: int
+    bad_rows: int
+    """Of the failed: rows of input that could not become candidates."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run and how it stands."""
+
+    run: Run
+    reason: str | None
+    started: datetime | None
+    finished: datetime | None
+    seconds: float
+    """Working time over all resumes."""
+    rows_read: int
+    rows_duplicate: int
+    account: Account
+    lock_owner: str | None
+    lock_until: datetime | None
+
+
+class FunnelRow(NamedTuple):
+    """One tier of a run: the view `funnel`."""
+
+    run: str
+    position: int
+    tier: str
+    reached: int
+    judged: int
+    """Paid by this run."""
+    reused: int
+    """Answered without paying: by another run, or for a candidate with the same text."""
+    promoted: int
+    accepted: int
+    rejected: int
+    review: int
+    failed: int
+    pending: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+    state: TierState
+
+
+class Cost(NamedTuple):
+    """What the answers that a tier gave in a run took, whichever run paid for them."""
+
+    tier: str
+    texts: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+    """Of the model alone."""
+
+
+class JudgementDetail(NamedTuple):
+    """What one tier said about one candidate, and the policy that decided by it."""
+
+    position: int
+    tier: str
+    outcome: Outcome | None
+    """None while pending."""
+    score: float | None
+    reading: str | None
+    mass: float | None
+    error: str | None
+    note: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+    reused: bool
+    judged: datetime
+    judge: dict[str, Any]
+    policy: TierPlan
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that a run remembers about one candidate."""
+
+    key: str
+    fields: dict[str, Any]
+    text: str | None
+    """None where the row had no text to judge; `why` then says so."""
+    verdict: str
+    """As in the view `result`."""
+    tier: str
+    why: str | None
+    judgements: list[JudgementDetail]
+    """In the order of the tiers, those that the candidate reached and that answered."""

@@ -1,0 +1,1 @@
+"""The embedded demo: applicants made up by a program, and three tiny models that screen them."""

@@ -1,0 +1,71 @@
+"""Look before the leap: what a screen would ask, of which models, in how many tokens."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.ingest import first_text, source_files
+from tiers.base import Job, inspect, job_of
+from tiers.config import Screen, ScreenError
+from tiers.types import TierError
+
+
+def inspect_screen(definition: Screen) -> dict[str, Any]:
+    """The files, the first candidate, and for each tier its model, prompt and tokens.
+
+    A problem with one part is listed under `problems` and does not hide the others.
+    """
+    problems: list[str] = []
+    found: dict[str, Any] = {
+        "screen": definition.screen,
+        "files": [],
+        "candidate": None,
+        "tiers": [],
+        "problems": problems,
+    }
+    text = ""
+    try:
+        found["files"] = [_file(path) for path in source_files(definition.candidates.source)]
+        key, text = first_text(definition.candidates)
+        found["candidate"] = {"key": key, "text": text}
+    except ScreenError as error:
+        problems += error.problems
+    for position in range(len(definition.tiers)):
+        job = job_of(definition, position)
+        try:
+            found["tiers"].append(_tier(job, text))
+        except TierError as error:
+            problems.append(f"tiers[{position}]: {error}")
+    return found
+
+
+def show_inspection(found: dict[str, Any], console: Console) -> None:
+    """Print an inspection for people."""
+    for file in found["files"]:
+        console.print(f"file   {file['name']}, {file['megabytes']:,.1f} MB")
+    if found["candidate"]:
+        console.print(f"first  candidate {escape(found['candidate']['key'])}")
+    for tier in found["tiers"]:
+        console.print(f"\n[bold]tier {tier['name']}[/bold]: {escape(tier['model'])}")
+        if tier["prompt"] is None:
+            continue
+        console.print(
+            f"{tier['shared_tokens']:,} tokens shared by all candidates, "
+            f"{tier['own_tokens']:,} of this one"
+        )
+        console.print(escape(tier["prompt"]), style="dim")
+    for problem in found["problems"]:
+        console.print(escape(problem), style="red")
+    if not found["problems"]:
+        console.print("\nall is well", style="green")
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"name": str(path), "megabytes": round(path.stat().st_size / 1e6, 3)}
+
+
+def _tier(job: Job, text: str) -> dict[str, Any]:
+    inspection = inspect(job, text)
+    return {"name": job.config.name, **inspection._asdict()}

@@ -1,0 +1,425 @@
+"""The command line. Prefect and engines are imported inside commands, so that help is quick."""
+
+import csv
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import orjson
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from db.store import Explanation, JudgementDetail, RunStatus, Store, StoreError
+from flows.settings import Settings, prefect_home, prepare_prefect
+from tiers.config import Screen, ScreenError, load_screen
+from tiers.types import Outcome, TierError
+
+DONE, USAGE, UNFINISHED = 0, 2, 3
+
+app = typer.Typer(
+    name="tamis",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Screen hundreds of thousands of records against one rubric with a cascade of models.",
+)
+database_app = typer.Typer(no_args_is_help=True, help="Create or inspect the database.")
+app.add_typer(database_app, name="db")
+
+Database = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        help="sqlite:///file.db or postgresql://...; default: TAMIS_DATABASE_URL, "
+        "else tamis-data/tamis.db.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The screen file.")]
+Verdict = Annotated[
+    str | None,
+    typer.Option(help="Only these: accepted, rejected, review, failed or pending."),
+]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+def main() -> None:
+    """Run the command; every expected fault is one message and an exit code, never a traceback."""
+    try:
+        app()
+    except (ScreenError, StoreError, TierError) as error:
+        _fail(str(error))
+
+
+@app.command(epilog="Example: `tamis run screen.yaml --key monday`")
+def run(
+    file: File,
+    database: Database = None,
+    key: Annotated[str | None, typer.Option(help="Name of the run; the same key goes on.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Screen all candidates. Run again after a stop of any kind: it goes on where it was."""
+    from flows.summary import show
+
+    finished = screen_once(load_screen(file), database, key=key, limit=limit)
+    if as_json:
+        print(orjson.dumps(finished).decode(), flush=True)
+    else:
+        show(finished, out)
+        _next_steps(finished["run"])
+    raise typer.Exit(_exit_code(finished))
+
+
+@app.command(epilog="Example: `tamis demo --count 2000`")
+def demo(
+    database: Database = None,
+    count: Annotated[int, typer.Option(min=1, help="How many applicants.")] = 2_000,
+    seed: Annotated[int, typer.Option(help="Another seed, other applicants.")] = 7,
+) -> None:
+    """Screen generated applicants through three tiny models that ship with Tamis."""
+    from flows.demo import run_demo
+
+    raise typer.Exit(run_demo(database, count=count, seed=seed, console=out))
+
+
+@app.command(epilog="Example: `tamis init my-screen`")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write; made if missing.")] = Path(),
+) -> None:
+    """Write a commented screen file and sample data to start from."""
+    from demo.records import applicants
+
+    target, data = folder / "screen.yaml", folder / "applicants.csv"
+    for path in (target, data):
+        if path.exists():
+            _fail(f"{path} exists already; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    models = Path(str(files("demo"))) / "models"
+    template = (Path(str(files("flows"))) / "init.yaml").read_text("utf-8")
+    target.write_text(template.replace("MODELS", str(models)), "utf-8")
+    with data.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["applicant_id", "name", "title", "resume"])
+        for one in applicants(200, 1):
+            writer.writerow([one.applicant_id, one.name, one.title, one.resume])
+    out.print(f"wrote {target} and {data}\nnext: tamis check {target}; then tamis run {target}")
+
+
+@app.command(epilog="Example: `tamis check screen.yaml`")
+def check(file: File, as_json: AsJson = False) -> None:
+    """Validate a screen file; show the models found and the prompt of the first candidate."""
+    from flows.check import inspect_screen, show_inspection
+
+    inspection = inspect_screen(load_screen(file))
+    if as_json:
+        print(orjson.dumps(inspection).decode())
+    else:
+        show_inspection(inspection, out)
+    raise typer.Exit(USAGE if inspection["problems"] else DONE)
+
+
+@app.command(epilog="Example: `tamis status` or `tamis status monday --json`")
+def status(
+    run_key: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's key.")] = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs, or show the funnel of one."""
+    store = _store(database)
+    if run_key is None:
+        rows = [_status_row(status) for status in store.runs(50)]
+        _print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
+        return
+    from flows.summary import show, summary
+
+    finished = summary(store, store.find_run(run_key))
+    if as_json:
+        print(orjson.dumps(finished).decode())
+    else:
+        show(finished, out)
+
+
+@app.command(epilog="Example: `tamis results monday --verdict accepted --output accepted.csv`")
+def results(
+    run_key: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: newest.")] = None,
+    database: Database = None,
+    verdict: Verdict = None,
+    output: Annotated[Path | None, typer.Option(help="A file; default: stdout.")] = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="Default: as the file.")
+    ] = None,
+) -> None:
+    """Write a line a candidate: key, verdict, tier, score, then each tier's score and reading."""
+    store = _store(database)
+    rows = store.results(store.find_run(run_key).id, verdict=verdict)
+    write_results(rows, output, format_ or _format_of(output))
+
+
+@app.command(epilog="Example: `tamis explain monday A0000017`")
+def explain(
+    run_key: Annotated[str, typer.Argument(metavar="RUN", help="A run's key.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A candidate's key.")],
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one candidate at every tier: text, score, reading, outcome and why."""
+    store = _store(database)
+    found = store.explain(store.find_run(run_key).id, key)
+    if as_json:
+        print(json.dumps(_plain(found), default=str, ensure_ascii=False))
+    else:
+        _show_explanation(found)
+
+
+@app.command(epilog="""Example: `tamis sql "SELECT verdict, count(*) FROM result GROUP BY 1"`""")
+def sql(
+    query: Annotated[str, typer.Argument(metavar="SELECT", help="One statement.")],
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the database; the connection can only read. Views: result, funnel, judgement_detail."""
+    from db.query import ask
+
+    _print_rows(ask(Settings().database(database), query), as_json, empty="no rows")
+
+
+@app.command(epilog="Example: `tamis ui`, then open the address that it prints")
+def ui(port: Annotated[int, typer.Option(help="Where to listen.")] = 4200) -> None:
+    """Open the Prefect UI on this project's runs, until Ctrl-C."""
+    settings = Settings()
+    prepare_prefect(settings)
+    address = f"http://127.0.0.1:{port}"
+    os.environ["PREFECT_HOME"] = str(prefect_home(settings))
+    os.environ["PREFECT_SERVER_UI_API_URL"] = f"{address}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    err.print(f"Prefect UI: {address} (Ctrl-C ends it)")
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])  # noqa: S606
+
+
+@database_app.command(epilog="Example: `tamis db upgrade --database postgresql://host/tamis`")
+def upgrade(database: Database = None) -> None:
+    """Create the tables, or bring an older database up to date."""
+    from db.engine import current
+    from db.engine import upgrade as upgrade_database
+
+    url = Settings().database(database)
+    upgrade_database(url)
+    out.print(f"the database is at revision {current(url)}")
+
+
+@database_app.command(epilog="Example: `tamis db current`")
+def current(database: Database = None) -> None:
+    """Print the database's revision."""
+    from db.engine import current as current_revision
+
+    out.print(current_revision(Settings().database(database)) or "empty")
+
+
+def screen_once(
+    definition: Screen, database: str | None, *, key: str | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    """Run the flow in this process and return its summary, finished or stopped.
+
+    Raises:
+        TierError: a tier could not be found before anything was done.
+    """
+    settings = Settings()
+    url = settings.database(database)
+    os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
+    if silent := prepare_prefect(settings):
+        err.print(f"Prefect server {silent} does not answer; using an ephemeral one")
+    from flows.screen import prepare, screen
+    from flows.summary import summary
+
+    _quiet_prefect()
+    chosen = prepare(definition, key)
+    stopped = None
+    try:
+        screen(definition, key=chosen, limit=limit)
+    except TierError as error:
+        stopped = str(error)
+    except KeyboardInterrupt:
+        err.print(f"\nstopped; what was judged is kept. Go on with the same command (run {chosen})")
+        raise typer.Exit(130) from None
+    store = _store(url)
+    if stopped:
+        err.print(stopped)
+    return summary(store, store.find_run(chosen))
+
+
+def write_results(rows: Iterator[dict[str, Any]], output: Path | None, format_: Format) -> None:
+    """Stream results to a file or to stdout."""
+    if format_ is Format.PARQUET:
+        if output is None:
+            _fail("Parquet cannot be written to a terminal; give --output FILE.parquet")
+        _write_parquet(rows, output)
+        return
+    stream = sys.stdout if output is None else output.open("w", newline="", encoding="utf-8")
+    try:
+        if format_ is Format.JSONL:
+            stream.writelines(orjson.dumps(row).decode() + "\n" for row in rows)
+        else:
+            _write_csv(rows, stream)
+    finally:
+        if output is not None:
+            stream.close()
+
+
+def _write_csv(rows: Iterable[dict[str, Any]], stream: Any) -> None:
+    writer = csv.writer(stream, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(row)
+        writer.writerow(row.values())
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], output: Path) -> None:
+    import duckdb
+
+    with tempfile.NamedTemporaryFile("wb", suffix=".jsonl") as lines:
+        count = 0
+        for row in rows:
+            lines.write(orjson.dumps(row) + b"\n")
+            count += 1
+        lines.flush()
+        if not count:
+            _fail("no results to write")
+        types = {
+            name: "DOUBLE" if name == "score" or name.endswith("_score") else "VARCHAR"
+            for name in row
+        }
+        target = str(output).replace("'", "''")
+        duckdb.execute(
+            f"COPY (SELECT * FROM read_json(?, format='newline_delimited', columns={types!r})) "  # noqa: S608
+            f"TO '{target}' (FORMAT parquet)",
+            [lines.name],
+        )
+
+
+def _format_of(output: Path | None) -> Format:
+    suffix = output.suffix.lstrip(".").lower() if output else ""
+    return Format(suffix) if suffix in set(Format) else Format.CSV
+
+
+def _store(database: str | None) -> Store:
+    from db.engine import check_ready, open_engine
+
+    url = Settings().database(database)
+    check_ready(url)
+    return Store(open_engine(url))
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str) -> None:
+    if as_json:
+        print(json.dumps(rows, default=str, ensure_ascii=False))
+        return
+    if not rows:
+        out.print(empty)
+        return
+    table = Table()
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    out.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def _status_row(status: RunStatus) -> dict[str, Any]:
+    return {
+        "run": status.run.key,
+        "screen": status.run.screen,
+        "state": str(status.run.state),
+        **asdict(status.account),
+        "seconds": round(status.seconds, 1),
+        "started": None if status.started is None else f"{status.started:%Y-%m-%d %H:%M}",
+    }
+
+
+def _plain(found: Explanation) -> dict[str, Any]:
+    tiers = [detail._asdict() | {"policy": detail.policy._asdict()} for detail in found.judgements]
+    return asdict(replace(found, judgements=[])) | {"judgements": tiers}
+
+
+def _show_explanation(found: Explanation) -> None:
+    out.print(
+        f"{found.key}: {found.verdict}" + (f", {found.why}" if found.why else ""), style="bold"
+    )
+    out.print(found.text or "(no text)", markup=False)
+    table = Table()
+    for name in ("tier", "score", "reading", "outcome", "why"):
+        table.add_column(name, justify="right" if name == "score" else "left")
+    for detail in found.judgements:
+        score = "" if detail.score is None else f"{detail.score:.4f}"
+        why = detail.error or _because(detail)
+        outcome = str(detail.outcome or "pending")
+        table.add_row(detail.tier, score, escape(detail.reading or ""), outcome, escape(why))
+    out.print(table)
+
+
+def _because(detail: JudgementDetail) -> str:
+    """The rule of the policy that a judgement met, in numbers."""
+    policy, score = detail.policy, detail.score
+    low, high = policy.reject_below, policy.accept_above
+    if detail.outcome is None or score is None:
+        return ""
+    if low is not None and score < low:
+        return f"below reject_below {low:g}"
+    if high is not None and score > high:
+        return f"above accept_above {high:g}"
+    if (top := policy.top_count or policy.top_share) is not None:
+        return f"{'not ' * (detail.outcome is Outcome.REJECT)}among the top {top:,}"
+    bounds = (("not below reject_below", low), ("not above accept_above", high))
+    return ", ".join(f"{side} {bound:g}" for side, bound in bounds if bound is not None)
+
+
+def _next_steps(key: str) -> None:
+    out.print(f"see: tamis results {key} --verdict accepted; tamis explain {key} KEY; tamis ui")
+
+
+def _exit_code(finished: dict[str, Any]) -> int:
+    return UNFINISHED if finished["failed"] or finished["pending"] else DONE
+
+
+def _quiet_prefect() -> None:
+    """Keep Prefect's own lines for its UI: a fault is told once, by us."""
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.flow_engine"):
+        logger = logging.getLogger(name)
+        logger.handlers = [h for h in logger.handlers if "Console" not in type(h).__name__]
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(message, style="red", markup=False)
+    raise SystemExit(USAGE)
+
+
+if __name__ == "__main__":
+    main()

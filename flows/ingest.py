@@ -1,0 +1,251 @@
+"""Files to candidates: streamed, and never stopped by a bad row. Each keeps its reason and line."""
+
+import csv
+import glob
+import gzip
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import orjson
+from jinja2 import TemplateError
+
+from db.store import BadRow, Ingested, Row, Store
+from tiers.config import Candidates, ScreenError
+from tiers.template import named_fields, renderer
+
+CHUNK = 1_000
+CHUNK_BYTES = 8 << 20
+LOOK_AHEAD = 100
+"""So many rows at the beginning without the key column, and the column's name is wrong."""
+RAW_CHARACTERS = 2_000
+
+
+class Record(NamedTuple):
+    """One row as read, before anything is asked of it."""
+
+    line: int
+    fields: dict[str, Any]
+
+
+Read = Record | BadRow
+
+
+def ingest(
+    store: Store, run_id: int, candidates: Candidates, *, limit: int | None = None
+) -> Ingested:
+    """Read all files into the run, in one pass and constant memory; a second time adds nothing.
+
+    A `limit` bounds the rows that are read, bad ones included.
+
+    Raises:
+        ScreenError: no file matches, or the files lack a column that the screen names.
+    """
+    store.start_ingest(run_id)
+    total = Ingested(0, 0, 0)
+    rows_read = 0
+    for path in source_files(candidates.source):
+        records = islice(
+            read_records(path, candidates), None if limit is None else limit - rows_read
+        )
+        for chunk in _chunks(to_rows(records, candidates, path)):
+            rows = [row for row in chunk if isinstance(row, Row)]
+            bad = [row for row in chunk if isinstance(row, BadRow)]
+            store.add_bad_rows(run_id, bad)
+            done = store.ingest(run_id, rows, source=path.name)
+            rows_read += len(chunk)
+            total = Ingested(
+                total.added + done.added, total.duplicate + done.duplicate,
+                total.bad + done.bad + len(bad),
+            )  # fmt: skip
+    store.finish_ingest(run_id, rows_read, total.duplicate)
+    return total
+
+
+def first_text(candidates: Candidates) -> tuple[str, str]:
+    """Key and text of the first candidate that can be read.
+
+    Raises:
+        ScreenError: there is none.
+    """
+    for path in source_files(candidates.source):
+        for row in to_rows(read_records(path, candidates), candidates, path):
+            if isinstance(row, Row) and row.problem is None:
+                return row.key, row.text
+    raise ScreenError(candidates.source, ["candidates.from: holds no candidate that can be read"])
+
+
+def source_files(source: str) -> list[Path]:
+    """The files that a path or a pattern names, in order.
+
+    Raises:
+        ScreenError: there is none, or one is of no kind that we read.
+    """
+    paths = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
+    if not paths:
+        raise ScreenError(source, ["candidates.from: no such file; write its path"])
+    for path in paths:
+        if _kind(path) not in _READERS:
+            said = "candidates.from: not a .csv, .tsv, .jsonl, .ndjson or .parquet file; convert it"
+            raise ScreenError(str(path), [said])
+    return paths
+
+
+def read_records(path: Path, candidates: Candidates) -> Iterator[Read]:
+    """The rows of one file, checked for the columns that the screen names."""
+    records = _READERS[_kind(path)](path)
+    head = list(islice(records, LOOK_AHEAD))
+    known = dict.fromkeys(chain.from_iterable(r.fields for r in head if isinstance(r, Record)))
+    if known:
+        needed = {"key": {candidates.key}, "text": named_fields(candidates.text)}
+        problems = [
+            f"candidates.{setting}: names '{name}', which {path.name} lacks; it has {_list(known)}"
+            for setting, names in needed.items()
+            for name in sorted(names - known.keys())
+        ]
+        if problems:
+            raise ScreenError(str(path), problems)
+    return chain(head, records)
+
+
+def to_rows(records: Iterable[Read], candidates: Candidates, path: Path) -> Iterator[Row | BadRow]:
+    """Render what judges read; say what is wrong with what cannot be judged."""
+    render = renderer(candidates.text, candidates.key)
+    for record in records:
+        if isinstance(record, BadRow):
+            yield record
+            continue
+        line, fields = record
+        raw = orjson.dumps(fields, default=str)
+        key = fields.get(candidates.key)
+        if key is None or key == "":
+            yield _bad(path, line, f"no value in the key column '{candidates.key}'", raw)
+            continue
+        try:
+            text, problem = render(fields).strip(), None
+        except TemplateError as error:
+            text, problem = "", f"the template fails: {error}"
+        if not text and problem is None:
+            problem = "empty text"
+        # Postgres keeps no NUL, so neither do we: it is shown as the replacement character.
+        if b"\\u0000" in raw:
+            raw = raw.replace(b"\\u0000", b"\\ufffd")
+            text, key = text.replace("\0", "\ufffd"), str(key).replace("\0", "\ufffd")
+        yield Row(line, str(key), text, raw, problem)
+
+
+def _chunks(rows: Iterator[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
+    """Chunks bounded in rows and in bytes, for texts may be of any length."""
+    chunk: list[Row | BadRow] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += len(row.fields) + len(row.text) if isinstance(row, Row) else len(row.raw)
+        if len(chunk) >= CHUNK or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _kind(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:30])
+
+
+def _bad(path: Path, line: int, reason: str, raw: bytes | str) -> BadRow:
+    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    return BadRow(path.name, line, reason, text.replace("\0", "\ufffd")[:RAW_CHARACTERS])
+
+
+def _open(path: Path) -> AbstractContextManager[Iterable[bytes]]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _read_jsonl(path: Path) -> Iterator[Read]:
+    with _open(path) as file:
+        for line, raw in enumerate(file, 1):
+            if not raw.strip():
+                continue
+            try:
+                fields = orjson.loads(raw)
+            except orjson.JSONDecodeError as error:
+                yield _bad(path, line, f"no JSON: {error}", raw)
+                continue
+            if isinstance(fields, dict):
+                yield Record(line, fields)
+            else:
+                yield _bad(path, line, "no JSON object; write one object a line", raw)
+
+
+def _read_csv(path: Path) -> Iterator[Read]:
+    """Every value stays text, as it stands in the file: 007 is no 7.
+
+    The standard reader and not DuckDB's, which cannot say on which line a good row stands.
+    """
+    csv.field_size_limit(sys.maxsize)
+    with _open(path) as file:
+        # A byte that is no UTF-8 becomes a lone surrogate, which marks its row alone.
+        lines = (line.decode("utf-8", "surrogateescape") for line in file)
+        first = next(lines, "").removeprefix("\ufeff")
+        delimiter = max(",;\t|", key=first.count) if path.suffix != ".tsv" else "\t"
+        reader = csv.reader(chain([first], lines), delimiter=delimiter)
+        names = next(reader, [])
+        if doubled := {name for name in names if names.count(name) > 1}:
+            said = f"candidates.from: two columns are called '{doubled.pop()}'; rename one"
+            raise ScreenError(str(path), [said])
+        start = reader.line_num + 1
+        for values in reader:
+            line, start = start, reader.line_num + 1
+            if not values:
+                continue
+            fields = dict(zip(names, values, strict=False))
+            joined = "\x1f".join(values)
+            if len(values) != len(names):
+                said = f"{len(values)} values under {len(names)} column names"
+                yield _bad(path, line, said, delimiter.join(values).encode("utf-8", "replace"))
+            elif not joined.isascii() and _has_surrogates(joined):
+                yield _bad(path, line, "invalid UTF-8", joined.encode("utf-8", "surrogateescape"))
+            else:
+                yield Record(line, fields)
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _read_parquet(path: Path) -> Iterator[Read]:
+    connection = duckdb.connect()
+    try:
+        connection.execute("SET threads = 1")  # in order, and in little memory
+        result = connection.execute("SELECT * FROM read_parquet(?)", [str(path)])
+        names = [column[0] for column in result.description or ()]
+        line = 0
+        while rows := result.fetchmany(1_000):
+            for values in rows:
+                line += 1
+                yield Record(line, dict(zip(names, values, strict=True)))
+    except duckdb.Error as error:
+        raise ScreenError(str(path), [f"candidates.from: no Parquet: {error}"]) from error
+    finally:
+        connection.close()
+
+
+_READERS: Mapping[str, Any] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".parquet": _read_parquet,
+}

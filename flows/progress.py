@@ -1,0 +1,100 @@
+"""What a person sees while a run works: bars in a terminal, plain lines elsewhere. On stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINE_SECONDS = 10.0
+
+
+class Display(Protocol):
+    """Shows one step after the other: reading the files, then each tier."""
+
+    def say(self, text: str) -> None: ...
+
+    def start(self, name: str, total: int | None) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+
+class Bars:
+    """A bar a step, for a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._step: TaskID | None = None
+        self._began = time.monotonic()
+        self._done = 0
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False)
+
+    def start(self, name: str, total: int | None) -> None:
+        self._step = self._progress.add_task(name, total=total, rate="")
+        self._began, self._done = time.monotonic(), 0
+
+    def advance(self, count: int) -> None:
+        if self._step is None:
+            return
+        self._done += count
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        self._progress.update(self._step, advance=count, rate=f"{rate:,.0f}/s")
+
+
+class Lines:
+    """A line now and then, for a log."""
+
+    def __init__(self) -> None:
+        self._name, self._total, self._done = "", None, 0
+        self._began = self._said = time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - a log's line
+
+    def start(self, name: str, total: int | None) -> None:
+        self._name, self._total, self._done = name, total, 0
+        self._began = self._said = time.monotonic()
+
+    _total: int | None
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < LINE_SECONDS:
+            return
+        self._said = now
+        rate = self._done / (now - self._began)
+        of = "" if self._total is None else f" of {self._total:,}"
+        left = "" if self._total is None else f", {(self._total - self._done) / rate:,.0f} s left"
+        self.say(f"{self._name}: {self._done:,}{of}, {rate:,.0f}/s{left}")
+
+
+@contextmanager
+def display() -> Iterator[Display]:
+    """The display that suits where stderr goes."""
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield Bars(progress)

@@ -1,0 +1,56 @@
+"""What a run leaves in the Prefect UI: progress, the funnel, a report."""
+
+import re
+import time
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import FlowRunContext
+
+from db.store import Run, Store
+from flows.summary import markdown, summary
+
+UPDATE_SECONDS = 5.0
+
+
+def publish(store: Store, run: Run) -> None:
+    """Leave the funnel and the report with the flow run, if there is one."""
+    if FlowRunContext.get() is None:
+        return
+    finished = summary(store, run)
+    create_table_artifact(
+        finished["tiers"], key=_slug(f"{run.screen}-funnel"), description=f"Funnel of {run.key}"
+    )
+    create_markdown_artifact(
+        markdown(finished), key=_slug(f"{run.screen}-report"), description=f"Report of {run.key}"
+    )
+
+
+class ProgressArtifact:
+    """A tier's progress in the Prefect UI, written at most every five seconds."""
+
+    def __init__(self, run: Run, tier: str, total: int) -> None:
+        self._total = max(total, 1)
+        self._written = time.monotonic()
+        self._id: UUID | None = None
+        if FlowRunContext.get() is not None:
+            made = create_progress_artifact(
+                0.0, key=_slug(f"{run.screen}-{tier}"), description=f"{tier} of {run.key}"
+            )
+            self._id = made if isinstance(made, UUID) else None
+
+    def update(self, done: int, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if self._id is None or (now - self._written < UPDATE_SECONDS and not at_once):
+            return
+        self._written = now
+        update_progress_artifact(self._id, min(100.0, 100 * done / self._total))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

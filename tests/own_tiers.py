@@ -1,0 +1,78 @@
+"""Python tiers for tests: one that answers, and some that misbehave on purpose."""
+
+import ctypes
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+from tiers.types import Candidate, Judgement
+
+
+class Steady:
+    """A score from the text's digest, the same everywhere and always."""
+
+    def __init__(
+        self, rubric: str, seconds: float = 0.0, paid: str | None = None, salt: str = ""
+    ) -> None:
+        """`paid` is a file that grows by a byte for every judgement, kept or not."""
+        self._seconds = seconds
+        self._salt = salt
+        self._paid = open(paid, "ab", buffering=0) if paid else None  # noqa: PTH123, SIM115
+
+    def close(self) -> None:
+        if self._paid:
+            self._paid.close()
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
+        for candidate in candidates:
+            if self._seconds:
+                time.sleep(self._seconds)
+            if self._paid:
+                self._paid.write(b".")
+            yield Judgement(candidate.id, score_of(self._salt + candidate.text), "yes", 1.0, 10)
+
+
+def score_of(text: str) -> float:
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).digest()
+    return int.from_bytes(digest) / 2**32
+
+
+class Crashing(Steady):
+    """Dies natively of a text that holds `abort`, and of `segfault`; raises at `raise`."""
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
+        for candidate in candidates:
+            if "abort" in candidate.text:
+                os.abort()
+            if "segfault" in candidate.text:
+                ctypes.string_at(0)
+            if "raise" in candidate.text:
+                raise ValueError("cannot read this one")
+            yield Judgement(candidate.id, score_of(candidate.text))
+
+
+class Odd(Steady):
+    """Answers nothing on `silent`, NaN on `nan`, and 7 on `seven`."""
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
+        for candidate in candidates:
+            if "nan" in candidate.text:
+                yield Judgement(candidate.id, float("nan"))
+            elif "seven" in candidate.text:
+                yield Judgement(candidate.id, 7.0)
+            elif "silent" not in candidate.text:
+                yield Judgement(candidate.id, score_of(candidate.text))
+
+
+class Deaf(Steady):
+    """A model that does not answer the question: hardly any probability on the labels."""
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
+        for candidate in candidates:
+            yield Judgement(candidate.id, 0.01, "no", 0.02)
+
+
+class Unopenable:
+    def __init__(self, rubric: str) -> None:
+        raise OSError("the device is on fire")

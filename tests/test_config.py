@@ -1,0 +1,103 @@
+"""The screen file: what is accepted, and what each fault is told."""
+
+from pathlib import Path
+
+import pytest
+
+from tiers.config import JsonAsk, LlamaTier, Screen, ScreenError, load_screen
+
+GOOD = """\
+screen: data-engineers
+candidates: {from: applicants.parquet, key: applicant_id, text: "{{ name }}\\n{{ resume }}"}
+rubric: |
+  Five years of work with data.
+tiers:
+  - {name: fast,    backend: llama, model: gemma-2-2b-it-Q4_K_M.gguf, ask: yes_no, policy: {reject_below: 0.15, accept_above: 0.99}}
+  - {name: rescore, backend: llama, model: "hub: owner/repo/file.gguf", ask: score, policy: {top: 10000}}
+  - {name: refine,  backend: llama, model: gemma-3-12b, ask: {json: {reasons: "list of str", seniority: "junior | mid | senior"}}, policy: {accept_above: 0.5}}
+"""
+
+
+def load(tmp_path: Path, text: str) -> Screen:
+    path = tmp_path / "screen.yaml"
+    path.write_text(text)
+    return load_screen(path)
+
+
+def problems(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(ScreenError) as caught:
+        load(tmp_path, text)
+    return caught.value.problems
+
+
+def test_the_example_is_read(tmp_path: Path) -> None:
+    screen = load(tmp_path, GOOD)
+    fast, rescore, refine = screen.tiers
+    assert isinstance(refine, LlamaTier)
+    assert isinstance(refine.ask, JsonAsk)
+    assert list(refine.ask.fields) == ["reasons", "seniority"]
+    assert screen.policy(1).top == 10000
+    assert screen.candidates.source == str(tmp_path / "applicants.parquet")
+    assert fast.name == "fast"
+    assert rescore.model.hub == "owner/repo/file.gguf"  # type: ignore[union-attr]
+
+
+def test_a_model_beside_the_screen_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "gemma-2-2b-it-Q4_K_M.gguf").touch()
+    screen = load(tmp_path, GOOD)
+    assert screen.tiers[0].model == str(tmp_path / "gemma-2-2b-it-Q4_K_M.gguf")  # type: ignore[union-attr]
+
+
+def test_five_faults_are_five_messages_each_with_its_line(tmp_path: Path) -> None:
+    bad = (
+        GOOD.replace("key: applicant_id", "kee: applicant_id")
+        .replace("reject_below: 0.15", "reject_below: 15")
+        .replace('backend: llama, model: "hub', 'backend: lama, model: "hub')
+        .replace("junior | mid | senior", "grade")
+    )
+    found = problems(tmp_path, bad)
+    assert len(found) == 5, found
+    text = "\n".join(found)
+    assert "candidates.key (line 2): is missing" in text
+    assert "candidates.kee (line 2): unknown key; did you mean 'key'?" in text
+    assert "tiers[0].policy.reject_below (line 6): Input should be less than or equal to 1" in text
+    assert "tiers[1] (line 7): backend 'lama' is unknown; write llama or python" in text
+    assert "tiers[2].ask" in text
+    assert "'grade' is no kind of field" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: rescore", "name: fast", "2 tiers are called 'fast'"),
+        (", policy: {top: 10000}", "", "has no policy, so it would promote everybody"),
+        ("ask: score", "ask: maybe", "tiers[1].ask"),
+        ("{{ resume }}", "{{ resume", "no Jinja2"),
+        ("reject_below: 0.15", "reject_below: 0.999", "lies above accept_above"),
+        ("screen: data-engineers", "screen: data engineers", "screen (line 1)"),
+        ("ask: score", 'ask: score, prompt: "{{ rubric }}"', "{{ candidate }} 0 times"),
+        ("ask: score", "ask: score, n_gpu_layer: 3", "did you mean 'n_gpu_layers'?"),
+        ("refine", "2nd", "tiers[2].name"),
+    ],
+)
+def test_each_fault_says_where_and_what_to_write(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    (found,) = problems(tmp_path, GOOD.replace(old, new, 1))
+    assert said in found
+    assert "(line " in found
+
+
+@pytest.mark.parametrize("text", ["", "just words", "a: [", "- 1"])
+def test_what_is_no_screen_is_refused(tmp_path: Path, text: str) -> None:
+    assert problems(tmp_path, text)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ScreenError, match="cannot be read"):
+        load_screen(tmp_path / "absent.yaml")
+
+
+def test_the_digest_names_the_content(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).digest == load(tmp_path, GOOD + "\n# a comment\n").digest
+    assert load(tmp_path, GOOD).digest != load(tmp_path, GOOD.replace("0.99", "0.98")).digest

@@ -1,0 +1,359 @@
+"""Whole runs, as a user starts them: the command, a Prefect server, a child process, a database."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from db.query import ask
+
+HERE = Path(__file__).parent
+TIER = '{{name: {name}, backend: python, path: "own_tiers:{tier}", folder: {here}, options: {{{options}}}, policy: {{{policy}}}}}'
+
+
+def tier(name: str, policy: str, tier: str = "Steady", options: str = "") -> str:
+    return TIER.format(name=name, policy=policy, tier=tier, options=options, here=HERE)
+
+
+@pytest.fixture(scope="module")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Prefect server of this module's own."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (home / "log").open("wb")
+    quiet = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(1200):
+            try:
+                with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310
+                    break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail(f"Prefect did not start: {(home / 'log').read_text()[-2000:]}")
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+class Project:
+    """A folder with a screen, as a user has one, and the command."""
+
+    def __init__(self, folder: Path, prefect_url: str) -> None:
+        self.folder = folder
+        self.database = f"sqlite:///{folder}/tamis.db"
+        self._env = {
+            key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
+        }
+        self._env |= {
+            "PREFECT_API_URL": prefect_url,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PYTHONPATH": str(HERE.parent),
+            "PYTHONWARNINGS": "default",
+            "TAMIS_DATA_FOLDER": str(folder / "data"),
+        }
+
+    def write(self, *tiers: str, count: int = 500, name: str = "screen.yaml") -> None:
+        with (self.folder / "in.jsonl").open("w") as file:
+            for i in range(count):
+                file.write(json.dumps({"id": f"k{i:06}", "text": f"text number {i}"}) + "\n")
+        lines = "\n".join(f"  - {each}" for each in tiers)
+        (self.folder / name).write_text(
+            f"screen: try\ncandidates: {{from: in.jsonl, key: id}}\nrubric: any\ntiers:\n{lines}\n"
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            cwd=self.folder, env=self._env, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def tamis(self, *arguments: str) -> tuple[int, str, str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+    def run(self, *arguments: str, database: str | None = None) -> tuple[int, dict[str, Any], str]:
+        code, out, err = self.tamis(
+            "run", "screen.yaml", "--json", "--database", database or self.database, *arguments
+        )
+        return code, json.loads(out.splitlines()[-1]) if out else {}, err
+
+    def results(self, run: str, database: str | None = None) -> dict[str, tuple[Any, ...]]:
+        code, out, err = self.tamis(
+            "results", run, "--format", "jsonl", "--database", database or self.database
+        )
+        assert code == 0, err
+        rows = map(json.loads, out.splitlines())
+        return {row.pop("key"): tuple(row.items()) for row in rows}
+
+
+@pytest.fixture
+def project(tmp_path: Path, prefect_url: str) -> Project:
+    return Project(tmp_path, prefect_url)
+
+
+THREE = (
+    tier("fast", "reject_below: 0.3, accept_above: 0.95"),
+    tier("rescore", "top: 200"),
+    tier("refine", "accept_above: 0.6", options="seconds: 0.0"),
+)
+
+
+@pytest.mark.postgres
+def test_a_run_accounts_for_everybody_and_pays_once(project: Project, database_url: str) -> None:
+    project.write(*THREE)
+    code, first, err = project.run(database=database_url)
+    assert code == 0, err
+    outcomes = ("accepted", "rejected", "review", "failed", "pending")
+    assert first["candidates"] == 500 == sum(first[name] for name in outcomes)
+    assert first["failed"] == first["pending"] == 0
+    fast, rescore, refine = first["tiers"]
+    assert (fast["name"], fast["judged"]) == ("fast", 500)
+    assert rescore["promoted"] == 200
+    assert fast["prompt_tokens"] == 5_000
+    assert fast["usd"] is None
+    # The three tiers ask the same of the same judge, which answers each text only once.
+    assert rescore["reused"] == fast["promoted"]
+    assert refine["judged"] == 200
+    code, again, err = project.run(database=database_url)
+    assert code == 0, err
+    assert again["run"] != first["run"]
+    assert [each["judged"] for each in again["tiers"]] == [0, 0, 0]
+    assert sum(each["prompt_tokens"] for each in again["tiers"]) == 0
+    assert project.results(again["run"], database_url) == project.results(
+        first["run"], database_url
+    )
+
+
+def test_killed_at_random_points_it_ends_the_same_and_pays_at_most_two_percent_more(
+    project: Project,
+) -> None:
+    paid = project.folder / "paid"
+
+    def slow(salt: str) -> str:
+        return f"seconds: 0.0003, salt: {salt}, paid: {paid}"
+
+    project.write(
+        tier("fast", "reject_below: 0.4", options=slow("a")),
+        tier("rescore", "top: 3000", options=slow("b")),
+        tier("refine", "accept_above: 0.8", options=slow("c")),
+        count=10_000,
+    )
+    dice = random.Random(5)  # noqa: S311
+    for _ in range(3):
+        goal = (paid.stat().st_size if paid.exists() else 0) + dice.randrange(500, 5_000)
+        process = project.start("run", "screen.yaml", "--json", "--database", project.database)
+        while process.poll() is None and not (paid.exists() and paid.stat().st_size >= goal):
+            time.sleep(0.005)
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    code, finished, err = project.run()
+    assert code == 0, err
+    assert finished["run"] == "try-1"
+    (kept,) = ask(project.database, "SELECT count(*) AS judgements FROM judgement")
+    assert paid.stat().st_size <= 1.02 * kept["judgements"]
+    other = f"sqlite:///{project.folder}/other.db"
+    code, _, err = project.run(database=other)
+    assert code == 0, err
+    assert project.results("try-1") == project.results("try-1", other)
+
+
+def test_ctrl_c_keeps_what_was_judged_and_says_how_to_go_on(project: Project) -> None:
+    project.write(tier("only", "accept_above: 0.5", options="seconds: 0.002"), count=3_000)
+    process = project.start("run", "screen.yaml", "--json", "--database", project.database)
+    database = project.folder / "tamis.db"
+    count = 0
+    while process.poll() is None and count < 300:
+        time.sleep(0.05)
+        if database.exists() and database.stat().st_size > 100_000:
+            count = ask(project.database, "SELECT count(*) AS n FROM judgement")[0]["n"]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Go on with the same command" in err
+    assert "Traceback" not in err
+    code, finished, err = project.run()
+    assert code == 0, err
+    assert finished["run"] == "try-1"
+    assert finished["accepted"] + finished["rejected"] == 3_000
+
+
+def test_a_model_that_does_not_answer_stops_the_tier_and_rejects_nobody(project: Project) -> None:
+    project.write(tier("deaf", "reject_below: 0.5", "Deaf"), tier("next", "accept_above: 0.5"))
+    for _ in range(2):  # running again does not slip past it
+        code, finished, err = project.run()
+        assert code == 3
+        assert "does not answer the question" in err
+        assert finished["state"] == "stopped"
+        assert finished["pending"] == finished["candidates"] == 500
+        assert finished["tiers"][0]["judged"] < 500
+
+
+def test_what_kills_or_confuses_an_engine_goes_to_review(project: Project) -> None:
+    project.write(
+        tier("odd", "reject_below: 0.1", "Odd"), tier("crash", "accept_above: 0", "Crashing")
+    )
+    with (project.folder / "in.jsonl").open("a") as file:
+        for word in ("nan", "seven", "silent", "abort", "raise"):
+            file.write(json.dumps({"id": word, "text": f"please {word}"}) + "\n")
+    code, finished, err = project.run()
+    assert code == 3, err  # the silent tier failed, which another run may mend
+    verdicts = {key: dict(row)["verdict"] for key, row in project.results(finished["run"]).items()}
+    assert {word: verdicts[word] for word in ("nan", "seven", "silent", "abort", "raise")} == {
+        "nan": "review", "seven": "review", "silent": "failed", "abort": "review", "raise": "review",
+    }  # fmt: skip
+    assert finished["review"] == 4
+    assert finished["failed"] == 1
+    code, out, err = project.tamis(
+        "explain", finished["run"], "abort", "--database", project.database
+    )
+    assert code == 0, err
+    assert "SIGABRT" in out
+
+
+def test_a_second_process_on_a_run_is_refused(project: Project) -> None:
+    project.write(tier("only", "accept_above: 0.5", options="seconds: 0.01"), count=3_000)
+    first = project.start("run", "screen.yaml", "--key", "one", "--database", project.database)
+    try:
+        for _ in range(600):
+            time.sleep(0.05)
+            if (project.folder / "tamis.db").exists() and any(
+                row["lock_owner"] for row in _rows(project, "SELECT lock_owner FROM run")
+            ):
+                break
+        code, _, err = project.tamis(
+            "run", "screen.yaml", "--key", "one", "--database", project.database
+        )
+        assert code == 2
+        assert "is being worked on" in err
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+def _rows(project: Project, query: str) -> list[dict[str, Any]]:
+    try:
+        return ask(project.database, query)
+    except Exception:  # noqa: BLE001 - the tables are not there yet
+        return []
+
+
+def test_a_screen_with_five_faults_gives_five_messages(project: Project) -> None:
+    (project.folder / "screen.yaml").write_text(
+        "screen: a b\ncandidates: {from: in.jsonl}\ntiers:\n"
+        "  - {name: x, backend: lama}\n"
+        "  - {name: x, backend: llama, model: m.gguf, policy: {top: -1}}\n"
+    )
+    code, out, err = project.tamis("run", "screen.yaml")
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 8  # the count, and the seven faults
+    for place in (
+        "screen (line 1)",
+        "candidates.key",
+        "rubric",
+        "tiers[0] (line 4)",
+        "tiers[1].policy.top",
+    ):
+        assert place in err
+    assert not (project.folder / "data").exists()
+
+
+def test_a_missing_model_is_told_before_anything_is_done(project: Project) -> None:
+    project.write("{name: only, backend: llama, model: absent.gguf}")
+    code, _, err = project.tamis("run", "screen.yaml", "--database", project.database)
+    assert code == 2
+    assert "model 'absent.gguf' is neither a file nor a preset" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://user:pass-word-1@127.0.0.1:1/none", "cannot be reached"),
+        ("mysql://host/db", "not supported"),
+        ("nonsense", "cannot be read"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_told_without_its_password(
+    project: Project, url: str, said: str
+) -> None:
+    project.write(*THREE)
+    code, out, err = project.tamis("run", "screen.yaml", "--database", url)
+    assert code == 2
+    assert said in err
+    assert "pass-word-1" not in out + err
+    assert "Traceback" not in err
+
+
+def test_the_commands_that_read(project: Project) -> None:
+    project.write(*THREE)
+    code, finished, err = project.run("--key", "monday")
+    assert (code, finished["run"]) == (0, "monday"), err
+    database = ("--database", project.database)
+    code, out, _ = project.tamis("status", "--json", *database)
+    assert json.loads(out)[0]["run"] == "monday"
+    code, out, _ = project.tamis("status", "monday", "--json", *database)
+    assert json.loads(out) == finished
+    code, out, _ = project.tamis("results", "monday", "--verdict", "accepted", *database)
+    header, *lines = out.splitlines()
+    assert header == (
+        "key,verdict,tier,score,fast_score,fast_reading,rescore_score,rescore_reading,"
+        "refine_score,refine_reading"
+    )
+    assert len(lines) == finished["accepted"]
+    target = project.folder / "out.parquet"
+    code, out, err = project.tamis("results", "monday", "--output", str(target), *database)
+    assert code == 0, err
+    counted = duckdb.execute(f"SELECT count(*), count(score), max(fast_score) < 1 FROM '{target}'")
+    assert counted.fetchall() == [(500, 500, True)]
+    code, out, _ = project.tamis("explain", "monday", "k000007", "--json", *database)
+    explained = json.loads(out)
+    assert explained["text"] == "text: text number 7"
+    assert explained["judgements"][0]["tier"] == "fast"
+    code, out, _ = project.tamis("sql", "SELECT count(*) AS n FROM result", "--json", *database)
+    assert json.loads(out) == [{"n": 500}]
+    code, _, err = project.tamis("sql", "DELETE FROM verdict", *database)
+    assert code == 2
+    assert "read" in err
+    code, _, err = project.tamis("results", "tuesday", *database)
+    assert code == 2
+    assert "monday" in err
+
+
+def test_a_limit_reads_a_part_and_the_same_run_goes_on_with_the_rest(project: Project) -> None:
+    project.write(*THREE)
+    code, part, _ = project.run("--key", "one", "--limit", "100")
+    assert (code, part["candidates"]) == (0, 100)
+    code, whole, _ = project.run("--key", "one")
+    assert (code, whole["candidates"]) == (0, 500)
+    fast, rescore, _ = whole["tiers"]
+    assert fast["judged"] == 500
+    assert rescore["promoted"] == 200  # of all, not of each part

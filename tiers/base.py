@@ -1,0 +1,97 @@
+"""The seam between flow and engines: one verb, `judge`, and `close`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from tiers.config import LlamaTier, PythonTier, Screen
+from tiers.types import Candidate, Judgement
+
+
+class Tier(Protocol):
+    """One judge. Judgements come in any order, exactly one for each candidate."""
+
+    rates: Mapping[str, float]
+    """What the engine measured of itself: `prefill` and `decode`, in tokens a second."""
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]: ...
+
+    def close(self) -> None: ...
+
+
+class Inspection(NamedTuple):
+    """What a tier would do with one text. Tokens are None where no model reads them."""
+
+    model: str
+    prompt: str | None = None
+    shared_tokens: int | None = None
+    own_tokens: int | None = None
+
+
+class Job(NamedTuple):
+    """All that a tier needs to know: its section of the screen file, and the rubric."""
+
+    rubric: str
+    config: LlamaTier | PythonTier
+
+
+def job_of(screen: Screen, position: int) -> Job:
+    """The job of the tier at a position of the cascade."""
+    return Job(screen.rubric, screen.tiers[position])
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a judgement of this tier depends on beside the text. No model is loaded for it.
+
+    Raises:
+        TierError: the model's file is not there.
+    """
+    match job.config:
+        case LlamaTier():
+            from tiers.backends import llama
+
+            return llama.identity(job)
+        case PythonTier():
+            from tiers.backends import python
+
+            return python.identity(job)
+
+
+def inspect(job: Job, text: str) -> Inspection:
+    """The prompt for one text and its length, without loading a model's weights.
+
+    Raises:
+        TierError: the model's file is not there or cannot be read.
+    """
+    match job.config:
+        case LlamaTier():
+            from tiers.backends import llama
+
+            return llama.inspect(job, text)
+        case PythonTier():
+            from tiers.backends import python
+
+            return python.inspect(job)
+
+
+def open_tier(job: Job) -> Tier:
+    """Open a tier for use by a flow: in-process engines in a child process.
+
+    Raises:
+        TierError: the engine or its model cannot be opened.
+    """
+    from tiers.host import HostedTier
+
+    return HostedTier(job)
+
+
+def open_backend(job: Job) -> Tier:
+    """Open the engine itself, in this process. For `tiers.host`, tests and benches."""
+    match job.config:
+        case LlamaTier():
+            from tiers.backends.llama import Llama
+
+            return Llama(job)
+        case PythonTier():
+            from tiers.backends.python import Python
+
+            return Python(job)

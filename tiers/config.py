@@ -1,0 +1,344 @@
+"""The screen file: what to compute. Closed to unknown keys, frozen, hashed into the run.
+
+Where things are kept, and every secret, is `flows.settings`' business.
+"""
+
+import difflib
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from tiers.policy import Policy
+from tiers.prompt import check_layout, field_schema
+from tiers.template import check_template
+
+
+class ScreenError(Exception):
+    """A screen file that cannot be used. `problems` holds every fault, each with its place."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.source = source
+        self.problems = problems
+        faults = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
+        super().__init__("\n".join([f"{source}: {faults}", *(f"  {line}" for line in problems)]))
+
+
+class Section(BaseModel):
+    """Closed to unknown keys, and never changed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Candidates(Section):
+    """Where the candidates come from and what of them is read."""
+
+    source: str = Field(alias="from", min_length=1)
+    """A CSV, JSONL or Parquet file, or a pattern such as `parts/*.parquet`."""
+    key: str = Field(min_length=1)
+    """The column that names a candidate."""
+    text: str | None = None
+    """Jinja2 template of what a judge reads; without it, every column but the key, as
+    `name: value`."""
+
+    @field_validator("text")
+    @classmethod
+    def _template(cls, text: str | None) -> str | None:
+        return text if text is None else check_template(text)
+
+
+class JsonAsk(Section):
+    """A reply in JSON: the verdict, its confidence, and the fields named here."""
+
+    fields: dict[str, str] = Field({"reasons": "list of str"}, alias="json")
+
+    @field_validator("fields")
+    @classmethod
+    def _kinds(cls, fields: dict[str, str]) -> dict[str, str]:
+        for name, kind in fields.items():
+            if name in ("verdict", "confidence"):
+                raise ValueError(f"'{name}' is always part of the reply; leave it out")
+            field_schema(kind)
+        return fields
+
+
+def _shape(value: Any) -> str:
+    """Which of the two forms of a setting was meant, so that a fault is told once."""
+    return "@word" if isinstance(value, str) else "@mapping"
+
+
+Ask = Annotated[
+    Annotated[Literal["yes_no", "score"], Tag("@word")] | Annotated[JsonAsk, Tag("@mapping")],
+    Discriminator(_shape),
+]
+
+
+class TierSection(Section):
+    """What every tier has."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")
+    policy: Policy | None = None
+
+
+class ModelTierSection(TierSection):
+    """What every tier has that asks a language model."""
+
+    ask: Ask = "yes_no"
+    prompt: str | None = None
+    """Layout with `{{ rubric }}`, `{{ candidate }}` and `{{ question }}`."""
+    max_candidate_tokens: int = Field(1500, gt=0)
+    """Longer candidates are handled as `too_long` says."""
+    too_long: Literal["review", "head", "head_tail"] = "review"
+    """Send to a person, or judge the beginning, or beginning and end; a cut is recorded."""
+    max_tokens: int = Field(300, gt=0)
+    """The longest reply of a `json` tier; a longer one goes to review."""
+
+    @field_validator("ask", mode="before")
+    @classmethod
+    def _short_json(cls, ask: Any) -> Any:
+        return {"json": {"reasons": "list of str"}} if ask == "json" else ask
+
+    @field_validator("prompt")
+    @classmethod
+    def _layout(cls, prompt: str | None) -> str | None:
+        return prompt if prompt is None else check_layout(prompt)
+
+
+class HubModel(Section):
+    """A model file on the Hugging Face hub, fetched once: `owner/repository/file.gguf`."""
+
+    hub: str = Field(pattern=r"^[^/\s]+/[^/\s]+/\S+$")
+
+
+class LlamaTier(ModelTierSection):
+    """A GGUF model run by llama.cpp in a child process of its own."""
+
+    backend: Literal["llama"]
+    model: Annotated[
+        Annotated[str, Tag("@word")] | Annotated[HubModel, Tag("@mapping")], Discriminator(_shape)
+    ]
+    """A file, a preset (gemma-2-2b, gemma-2-9b, gemma-3-12b), or `hub: owner/repository/file`."""
+    chat: bool | None = None
+    """Wrap the prompt in the model's chat template; by default if it has one and no `prompt` is
+    given."""
+    threads: int | None = Field(None, gt=0)
+    """Default: the processors this process may use."""
+    n_gpu_layers: int = Field(0, ge=-1)
+    """Layers on the GPU, -1 for all. An error where llama.cpp was built without GPU support."""
+    split_mode: Literal["none", "layer", "row"] | None = None
+    main_gpu: int = Field(0, ge=0)
+    tensor_split: tuple[float, ...] | None = None
+    batch_tokens: int | None = Field(None, ge=32, le=8192)
+    """Tokens per call of llama.cpp; default 256, and 2048 with a GPU."""
+    context_tokens: int | None = Field(None, gt=0)
+    """Cells of the key-value cache; by default what the rubric and the candidates need."""
+    active: int = Field(8, ge=1, le=64)
+    """Replies that a `json` tier writes at once."""
+    flash_attn: bool = True
+    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _hub_in_short(cls, model: Any) -> Any:
+        if isinstance(model, str) and model.startswith("hub:"):
+            return {"hub": model.removeprefix("hub:").strip()}
+        return model
+
+
+class PythonTier(TierSection):
+    """A user's own tier: `class Mine: def __init__(self, rubric, **options); judge; close`."""
+
+    backend: Literal["python"]
+    path: str = Field(pattern=r"^[\w.]+:\w+$")
+    """`package.module:Class`, importable from the screen file's folder."""
+    options: dict[str, Any] = {}
+    folder: str = "."
+
+
+Tier = Annotated[LlamaTier | PythonTier, Field(discriminator="backend")]
+
+
+class Screen(Section):
+    """The whole definition of a screen."""
+
+    screen: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
+    candidates: Candidates
+    rubric: str = Field(min_length=1)
+    tiers: tuple[Tier, ...]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_faults_at_once(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Report what joins fields beside what is wrong inside them, not after it."""
+        joined = list(_faults_between_tiers(value)) if isinstance(value, Mapping) else []
+        try:
+            screen = handler(value)
+        except ValidationError as error:
+            inside = [
+                InitErrorDetails(
+                    type=PydanticCustomError(fault["type"], "{said}", {"said": fault["msg"]}),
+                    loc=fault["loc"],
+                    input=fault["input"],
+                )
+                for fault in error.errors()
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, inside + joined) from error
+        if joined:
+            raise ValidationError.from_exception_data(cls.__name__, joined)
+        return screen
+
+    @property
+    def digest(self) -> str:
+        """Names this definition: two runs with equal digests compute the same."""
+        canonical = self.model_dump_json(by_alias=True, exclude_none=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def policy(self, position: int) -> Policy:
+        """A tier's policy; the last tier, if it has none, accepts above one half."""
+        return self.tiers[position].policy or Policy(accept_above=0.5)
+
+
+def load_screen(path: Path) -> Screen:
+    """Read a screen file; names of files in it are relative to its folder.
+
+    Raises:
+        ScreenError: with every fault of the file, each with its line and what to write instead.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScreenError(str(path), [f"cannot be read: {error}"]) from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ScreenError(str(path), [f"is not YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(value, dict):
+        raise ScreenError(str(path), ["holds no screen; `tamis init` writes one to start from"])
+    try:
+        screen = Screen.model_validate(value)
+    except ValidationError as error:
+        problems = [_problem(fault, tree) for fault in error.errors()]
+        raise ScreenError(str(path), problems) from error
+    return _anchored(screen, path.resolve().parent)
+
+
+def _faults_between_tiers(value: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    given = value.get("tiers")
+    if not isinstance(given, list | tuple):
+        return
+    if not given:
+        yield _fault(("tiers",), "names no tier; write at least one")
+    tiers = [tier for tier in given if isinstance(tier, Mapping)]
+    names = [str(tier.get("name")) for tier in tiers if tier.get("name") is not None]
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield _fault(("tiers",), f"{count} tiers are called '{name}'; give each its own name")
+    for position, tier in enumerate(tiers[:-1]):
+        if not tier.get("policy"):
+            yield _fault(
+                ("tiers", position),
+                f"tier '{tier.get('name')}' has no policy, so it would promote everybody; "
+                "write policy: {reject_below: 0.2} or policy: {top: 10000}",
+            )
+
+
+def _fault(place: tuple[str | int, ...], said: str) -> InitErrorDetails:
+    return InitErrorDetails(
+        type=PydanticCustomError("screen", "{said}", {"said": said}), loc=place, input=None
+    )
+
+
+def _problem(fault: Any, tree: yaml.Node | None) -> str:
+    """One fault as `tiers[1].policy.top (line 12): what is wrong; what to write`."""
+    place, line = _locate(fault["loc"], tree)
+    said = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    match fault["type"]:
+        case "extra_forbidden":
+            said = _unknown_key(str(fault["loc"][-1]), _known_keys(fault["loc"]))
+        case "missing":
+            said = "is missing; write it"
+        case "union_tag_not_found":
+            said = "backend is missing; write backend: llama or backend: python"
+        case "union_tag_invalid":
+            given = fault["input"].get("backend") if isinstance(fault["input"], dict) else None
+            said = f"backend '{given}' is unknown; write llama or python"
+    return f"{place} (line {line}): {said}"
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    advice = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+    return f"unknown key; {advice}"
+
+
+def _known_keys(place: tuple[str | int, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "candidates": Candidates,
+        "policy": Policy,
+        "llama": LlamaTier,
+        "python": PythonTier,
+    }
+    section = next((sections[str(p)] for p in reversed(place[:-1]) if p in sections), Screen)
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _locate(place: tuple[str | int, ...], tree: yaml.Node | None) -> tuple[str, int]:
+    """The path as a reader writes it, and its line; pydantic's union tags are left out."""
+    node, path = tree, ""
+    line = 1
+    for step in place:
+        below = _child(node, step)
+        if (below is None and step != place[-1]) or str(step).startswith("@"):
+            continue
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
+        if below is not None:
+            node, line = below[0], below[1]
+    return path or "file", line
+
+
+def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, int] | None:
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        child = node.value[step]
+        return child, child.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, child in node.value:
+            if key.value == step:
+                return child, key.start_mark.line + 1
+    return None
+
+
+def _anchored(screen: Screen, folder: Path) -> Screen:
+    """The screen with its relative file names made absolute."""
+
+    def anchor(tier: LlamaTier | PythonTier) -> LlamaTier | PythonTier:
+        if isinstance(tier, PythonTier):
+            return tier.model_copy(update={"folder": str(folder / tier.folder)})
+        if isinstance(tier.model, str) and (folder / tier.model).is_file():
+            return tier.model_copy(update={"model": str(folder / tier.model)})
+        return tier
+
+    source = screen.candidates.source
+    if not Path(source).is_absolute():
+        source = str(folder / source)
+    return screen.model_copy(
+        update={
+            "candidates": screen.candidates.model_copy(update={"source": source}),
+            "tiers": tuple(anchor(tier) for tier in screen.tiers),
+        }
+    )

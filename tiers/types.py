@@ -1,0 +1,54 @@
+"""The nouns of judging: what a tier reads, what it says, and what becomes of it."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Outcome(StrEnum):
+    """What a policy does with a candidate at one tier."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    PROMOTE = "promote"
+    REVIEW = "review"
+    """No readable score: a person looks."""
+    FAILED = "failed"
+    """The judge or the input broke; running again tries again."""
+
+
+class Candidate(NamedTuple):
+    """What a tier sees of a candidate: a number to answer under, and a text."""
+
+    id: int
+    text: str
+
+
+class Judgement(NamedTuple):
+    """What one tier said about one text. A named tuple, because 200,000 of them cross a pipe."""
+
+    id: int
+    """The `id` of the candidate that was judged."""
+    score: float | None
+    """In [0, 1]; None where the tier gave no readable answer: `error` then says why."""
+    reading: str | None = None
+    """The answer as read: yes, no, a digit, or the JSON object."""
+    mass: float | None = None
+    """Probability that the model gave to the answers asked for, in [0, 1]; None if not known."""
+    prompt_tokens: int = 0
+    """All tokens of the prompt, those served from the shared prefix's cache included."""
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    failed: bool = False
+    """True where the judge broke, not the candidate: the next run asks again."""
+    note: str | None = None
+    """What was done to the text before it was read, such as a cut; None for nothing."""
+
+
+class TierError(Exception):
+    """A tier cannot go on: what was wrong, where, and what to do. Nothing is decided by it."""
+
+
+class MissingExtra(TierError):
+    """A tier needs a package that is not installed; the message holds the install command."""
