@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import resource
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
@@ -86,11 +87,8 @@ def measure(url: str, candidates: int, characters: int, postmaster: int | None) 
     check_ready(url)
     engine = open_engine(url)
     store, clock = Store(engine), Clock(postmaster)
-    plans = [
-        TierPlan("fast", 0.2, 0.99, candidates // 4, None),
-        TierPlan("slow", 0.5, None, None, None),
-    ]
-    run = store.open_run("bench", {"bench": True}, "bench", plans)
+    slow = TierPlan("slow", 0.5, None, None, None)
+    run = store.open_run("bench", {}, "1", [TierPlan("fast", 0.2, 0.99, None, None), slow])
     ingest(store, run, clock, "ingest", chunks(candidates, characters))
     ingest(store, run, clock, "ingest again", chunks(candidates, characters))
     judge = store.set_judge(run.id, 0, {"model": "stand-in"})
@@ -98,17 +96,40 @@ def measure(url: str, candidates: int, characters: int, postmaster: int | None) 
     with clock.step("resume"):
         assert store.unjudged(run.id, 0, judge, 0, 2_000) == []
     with clock.step("promote"):
-        decided = store.decide(run.id, 0)
+        store.decide(run.id, 0)
     read(engine, store, run, clock)
+    best = TierPlan("fast", 0.2, 0.99, candidates // 4, None)
+    later = store.open_run("bench", {}, "2", [best, slow])
+    ingest(store, later, clock, "ingest later", chunks(candidates, characters))
+    assert store.set_judge(later.id, 0, {"model": "stand-in"}) == judge
+    with clock.step("promote top"):
+        store.decide(later.id, 0)
     engine.dispose()
-    print(
-        f"  decided: {', '.join(f'{name} {count:,}' for name, count in decided.items() if count)}"
-    )
     per_row = {
         name: {kind: seconds * 1e6 / candidates for kind, seconds in spent.items()}
         for name, spent in clock.steps.items()
     }
     return {"microseconds": per_row, "seconds": clock.steps}
+
+
+def reference(folder: Path) -> float:
+    """Microseconds a row of what cannot be cheaper: sqlite3 alone, 11 columns, no index but the key.
+
+    Machines differ, and so does one machine when others work on it: compare figures by this one.
+    """
+    connection = sqlite3.connect(folder / "reference.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("CREATE TABLE t (a INTEGER PRIMARY KEY, b, c, d, e, f, g, h, i, j, k)")
+    rows = [(i, 1, 0.5, "yes", 0.9, 3000, 2400, 0, 0.1, "reason " * 13, None) for i in range(FLUSH)]
+    began, flushes = time.process_time(), 50
+    for start in range(flushes):
+        connection.execute("BEGIN")
+        shifted = [(start * FLUSH + row[0], *row[1:]) for row in rows]
+        connection.executemany(f"INSERT INTO t VALUES ({', '.join('?' * 11)})", shifted)
+        connection.execute("COMMIT")
+    connection.close()
+    return (time.process_time() - began) * 1e6 / (FLUSH * flushes)
 
 
 def ingest(store: Store, run: Run, clock: Clock, name: str, rows: Iterator[list[Row]]) -> None:
@@ -225,6 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = (options.candidates, options.characters)
+        floor = reference(folder)
         if options.database:
             kind = "sqlite" if options.database.startswith("sqlite") else "postgresql"
             found[kind] = measure(options.database, *sizes, None)
@@ -236,8 +258,9 @@ def main() -> None:
     for kind, measured in found.items():
         print(f"\n{kind}")
         table(kind, measured)
+    print(f"\nreference, sqlite3 alone: {floor:.2f} CPU us a row of 11 columns")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\npeak memory of this process: {peak:,.0f} MiB")
+    print(f"peak memory of this process: {peak:,.0f} MiB")
     print(
         json.dumps(
             {
@@ -245,6 +268,7 @@ def main() -> None:
                 "date": today,
                 "machine": machine(),
                 **vars(options),
+                "reference": floor,
                 "peak_mib": peak,
                 **found,
             }

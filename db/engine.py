@@ -1,5 +1,7 @@
 """Opening the database, and bringing its schema to the revision that this code expects."""
 
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,15 @@ _PRAGMAS = (
     "PRAGMA busy_timeout = 30000",
     "PRAGMA foreign_keys = ON",
     "PRAGMA temp_store = MEMORY",
-    "PRAGMA cache_size = -131072",  # 128 MiB: the random digests of a million texts stay in it
+    "PRAGMA cache_size = -65536",  # 64 MiB: the random digests of a million texts stay in it
 )
-# WAL: readers never wait for the run that writes. NORMAL: a power cut may undo the last seconds,
-# never damage the file. Larger pages: three texts of a usual length fit in one, not one.
 _WRITER_PRAGMAS = (
+    # A usual text fills a page of 4,096 bytes, wastes its rest, and costs a system call each time.
     "PRAGMA page_size = 32768",
-    "PRAGMA journal_mode = WAL",
+    # With WAL, a power cut may undo the last seconds, but never damages the file.
     "PRAGMA synchronous = NORMAL",
 )
+_WAL_TRIES = 300
 # Two processes that both find Postgres empty take turns.
 _UPGRADE_LOCK = int.from_bytes(b"tamis")
 
@@ -42,9 +44,10 @@ def open_engine(url: str) -> Engine:
     if not parsed.database or parsed.database == ":memory:":
         raise DatabaseError("an in-memory database remembers nothing; write sqlite:///tamis.db")
     if not parsed.query:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(parsed.database).parent)
     engine = create_engine(parsed)
-    _prepare_sqlite(engine, (*_PRAGMAS, *_WRITER_PRAGMAS))
+    _prepare_sqlite(engine, *_PRAGMAS, *_WRITER_PRAGMAS)
+    event.listen(engine, "connect", _use_wal)
     return engine
 
 
@@ -61,7 +64,7 @@ def read_only_engine(url: str) -> Engine:
         path = Path(parsed.database or "").absolute().as_uri()
         parsed = parsed.set(database=path, query={"mode": "ro", "uri": "true"})
     engine = create_engine(parsed)
-    _prepare_sqlite(engine, (*_PRAGMAS, "PRAGMA query_only = ON"))
+    _prepare_sqlite(engine, *_PRAGMAS, "PRAGMA query_only = ON")
     return engine
 
 
@@ -115,7 +118,9 @@ def check_ready(url: str) -> None:
 
 def _check_writable(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
-        return  # its transaction began with the write lock, which a read-only file refuses
+        version = connection.scalar(text("PRAGMA user_version"))
+        connection.exec_driver_sql(f"PRAGMA user_version = {version}")  # nothing but a write
+        return
     if connection.scalar(text("SHOW transaction_read_only")) == "on":
         raise DatabaseError(
             f"database {shown(connection.engine.url)} is read-only; "
@@ -162,7 +167,33 @@ def _parsed(url: str) -> URL:
             )
 
 
-def _prepare_sqlite(engine: Engine, pragmas: tuple[str, ...]) -> None:
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(
+            f"the database's folder {folder} cannot be made: {error.strerror}; give another path"
+        ) from error
+
+
+def _use_wal(connection: Any, _record: object) -> None:
+    """Let readers and the one writer not wait for each other; the file remembers it.
+
+    The first switch needs the file for itself, and does not wait for it as other statements do.
+    """
+    for _ in range(_WAL_TRIES):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            time.sleep(0.1)
+        else:
+            return
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _prepare_sqlite(engine: Engine, *pragmas: str) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
         # The driver would begin transactions by its own rules; we begin them below.

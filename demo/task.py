@@ -161,8 +161,6 @@ class Difficulty:
     levels: tuple[float, float, float] = (0.35, 0.35, 0.30)
     """Share of levels 0, 1 and 2."""
     longest_list: int = 4
-    broad: float = 0.3
-    """Share of skills and places that a rubric names by their group."""
     unasked: float = 0.8
     """Share of the kinds missing from the rubric that a record speaks about all the same."""
     asides: tuple[int, int] = (7, 12)
@@ -237,8 +235,8 @@ class Skill:
 
     @classmethod
     def named(cls, name: str, verb: str) -> "Skill":
-        """A skill, or a group of them of which one is enough."""
-        return cls(SKILL_GROUPS.get(name, (name,)), f"{verb} {name}")
+        """A group of skills, of which one is enough."""
+        return cls(SKILL_GROUPS[name], f"{verb} {name}")
 
     def sentence(self, random: Random, met: bool, level: Level, difficulty: Difficulty) -> str:
         target = random.choice(self.accepted)
@@ -277,13 +275,12 @@ class Place:
 
     @classmethod
     def draw(cls, random: Random, difficulty: Difficulty) -> "Place":
-        names = tuple(REGIONS) if random.random() < difficulty.broad else tuple(CITIES)
         instead = random.choice(("", "", "Remote only.", "Ready to move."))
-        return cls.named(random.choice(names), instead)
+        return cls.named(random.choice(tuple(REGIONS)), instead)
 
     @classmethod
     def named(cls, name: str, instead: str) -> "Place":
-        return cls(REGIONS.get(name, (name,)), instead, f"based in {name}{cls.INSTEAD[instead]}")
+        return cls(REGIONS[name], instead, f"based in {name}{cls.INSTEAD[instead]}")
 
     def sentence(self, random: Random, met: bool, level: Level, difficulty: Difficulty) -> str:
         attitude = random.random() < 0.7

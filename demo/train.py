@@ -48,7 +48,7 @@ SPECIAL = ("<pad>", "<s>", "</s>")
 END_OF_REPLY = SPECIAL.index("</s>")
 BATCH_TOKENS = 3_000
 MATRIX_RATE, EMBEDDING_RATE = 0.006, 3e-3
-VERDICT_WEIGHT, MARK_WEIGHT, FIELD_WEIGHT, LETTER_WEIGHT = 5.0, 1.0, 0.5, 0.05
+VERDICT_WEIGHT, MARK_WEIGHT, FIELD_WEIGHT, LETTER_WEIGHT = 3.0, 1.0, 0.5, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Recipe:
 
 
 RECIPES = {
-    "small": Recipe(Shape(width=48, layers=2, heads=3, hidden=128), 14_000_000, 2),
-    "medium": Recipe(Shape(width=96, layers=3, heads=3, hidden=256), 10_000_000, 2),
-    "large": Recipe(Shape(width=160, layers=4, heads=5, hidden=448), 6_500_000, 3),
+    "small": Recipe(Shape(width=32, layers=2, heads=2, hidden=96), 14_000_000, 2),
+    "medium": Recipe(Shape(width=64, layers=4, heads=4, hidden=192), 9_000_000, 3),
+    "large": Recipe(Shape(width=160, layers=4, heads=5, hidden=448), 6_000_000, 3),
 }
 
 
@@ -97,15 +97,15 @@ PLAIN = Difficulty(levels=(0.7, 0.3, 0.0), longest_list=1)
 PAIRS = Difficulty(levels=(0.5, 0.4, 0.1), longest_list=2)
 SHORT = Difficulty(levels=(0.4, 0.35, 0.25), longest_list=3, unasked=0.2, asides=(0, 2))
 MIDDLE = Difficulty(levels=(0.4, 0.35, 0.25), longest_list=4, unasked=0.4, asides=(1, 5))
-MICRO_VERDICTS = 0.3
+MICRO_VERDICTS = 0.1
 """Share of micro examples that go on to the verdict."""
 STAGES = (
     Stage(0.08, 1.00, (1,), 0.0, PLAIN),
-    Stage(0.14, 1.00, (1,), 0.0, PAIRS),
-    Stage(0.22, 1.00, (1,), 0.0, SHORT),
-    Stage(0.30, 0.70, (1, 2, 3), 0.0, SHORT),
-    Stage(0.50, 0.50, (2, 3, 4, 5), 0.1, MIDDLE),
-    Stage(1.01, 0.25, (1, 2, 3, 4, 5, 6), 0.3, Difficulty()),
+    Stage(0.16, 1.00, (1,), 0.0, PAIRS),
+    Stage(0.25, 1.00, (1,), 0.0, SHORT),
+    Stage(0.32, 0.70, (1, 2, 3), 0.0, SHORT),
+    Stage(0.45, 0.40, (2, 3, 4, 5), 0.3, MIDDLE),
+    Stage(1.01, 0.20, (1, 2, 3, 4, 5, 6), 0.6, Difficulty()),
 )
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import orjson
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -53,7 +53,8 @@ Verdict = Annotated[
     typer.Option(help="Only these: accepted, rejected, review, failed or pending."),
 ]
 
-out = Console(highlight=False, soft_wrap=True)
+# A table cut to the 80 columns of a pipe helps nobody.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -117,9 +118,12 @@ def init(
         if path.exists():
             _fail(f"{path} exists already; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    models = Path(str(files("demo"))) / "models"
-    template = (Path(str(files("flows"))) / "init.yaml").read_text("utf-8")
-    target.write_text(template.replace("MODELS", str(models)), "utf-8")
+    package = Path(str(files("demo")))
+    screen = (package / "screen.yaml").read_text("utf-8")
+    screen = screen.replace("models/", f"{package}/models/").replace(
+        "data/applicants.jsonl", data.name
+    )
+    target.write_text(screen, "utf-8")
     with data.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["applicant_id", "name", "title", "resume"])
@@ -249,12 +253,15 @@ def screen_once(
     settings = Settings()
     url = settings.database(database)
     os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
+    # Prefect's own lines are for its UI; here a fault is told once, by us.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if silent := prepare_prefect(settings):
         err.print(f"Prefect server {silent} does not answer; using an ephemeral one")
+    if "PREFECT_API_URL" not in os.environ:
+        err.print("starting Prefect's own server, which takes some seconds")
     from flows.screen import prepare, screen
     from flows.summary import summary
 
-    _quiet_prefect()
     chosen = prepare(definition, key)
     stopped = None
     try:
@@ -339,7 +346,7 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str) -> Non
     if not rows:
         out.print(empty)
         return
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, value in rows[0].items():
         table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
@@ -356,7 +363,6 @@ def _cell(value: object) -> str:
 def _status_row(status: RunStatus) -> dict[str, Any]:
     return {
         "run": status.run.key,
-        "screen": status.run.screen,
         "state": str(status.run.state),
         **asdict(status.account),
         "seconds": round(status.seconds, 1),
@@ -407,13 +413,6 @@ def _next_steps(key: str) -> None:
 
 def _exit_code(finished: dict[str, Any]) -> int:
     return UNFINISHED if finished["failed"] or finished["pending"] else DONE
-
-
-def _quiet_prefect() -> None:
-    """Keep Prefect's own lines for its UI: a fault is told once, by us."""
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.flow_engine"):
-        logger = logging.getLogger(name)
-        logger.handlers = [h for h in logger.handlers if "Console" not in type(h).__name__]
 
 
 def _fail(message: str) -> NoReturn:

@@ -7,13 +7,14 @@ judgement is judged, whoever stopped before and however.
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 
 from db.engine import check_ready, open_engine
 from db.store import Run, RunState, Store, TierPlan, TierState
@@ -23,7 +24,7 @@ from flows.report import ProgressArtifact, publish
 from flows.settings import Settings
 from tiers.base import Job, Tier, identity, job_of, open_tier
 from tiers.config import Screen
-from tiers.types import Candidate, Judgement, TierError
+from tiers.types import Candidate, Judgement, Outcome, TierError
 
 PAGE = 2_000
 """Candidates read from the database at once."""
@@ -66,19 +67,32 @@ def screen(definition: Screen, key: str | None = None, limit: int | None = None)
         store = Store(engine)
         run = open_run(store, definition, key)
         with working(store, run), display() as shown:
-            shown.say(f"run {run.key} of screen {run.screen}")
+            _tell(f"run {run.key} of screen {run.screen}", shown)
             shown.start("reading", None)
             read = ingest(store, run.id, definition.candidates, limit=limit)
             shown.advance(read.added)
+            _tell(f"read: {read.added:,} new, {read.duplicate:,} repeated, {read.bad:,} bad", shown)
             store.undecide(run.id)
             for position, job in enumerate(jobs):
                 work = TierWork(store, run, position, job, identities[position])
                 judge_tier(work, shown)
-                store.decide(run.id, position)
+                decided = store.decide(run.id, position)
+                _tell(f"{work.name}: {_in_words(decided)}", shown)
             publish(store, run)
         return run.key
     finally:
         engine.dispose()
+
+
+def _in_words(decided: Mapping[Outcome, int]) -> str:
+    return ", ".join(f"{count:,} {outcome}" for outcome, count in decided.items() if count) or "-"
+
+
+def _tell(text: str, shown: Display) -> None:
+    """Say something in the terminal and in the flow run's log."""
+    shown.say(text)
+    if FlowRunContext.get() is not None:
+        get_run_logger().info(text)
 
 
 def prepare(definition: Screen, key: str | None) -> str:
@@ -187,11 +201,11 @@ def judge_tier(work: TierWork, shown: Display) -> None:
     store, run, position = work.store, work.run, work.position
     judge_id = store.set_judge(run.id, position, work.identity)
     total = store.count_unjudged(run.id, position, judge_id)
-    shown.start(work.name, total)
     _check_mass(work, judge_id)  # what an earlier attempt stopped for still holds
     if total == 0:
         store.set_tier_state(run.id, position, TierState.DONE)
         return
+    shown.start(work.name, total)
     store.set_tier_state(run.id, position, TierState.RUNNING)
     began = time.monotonic()
     artifact = ProgressArtifact(run, work.name, total)

@@ -15,7 +15,6 @@ _PREFECT_DEFAULTS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     # Prefect gives its ephemeral server 20 s to start, which a busy machine needs more than.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "240",
-    "PREFECT_LOGGING_LEVEL": "WARNING",  # one line a task run would drown our own
 }
 
 

@@ -10,6 +10,7 @@ from db.store import FunnelRow, Run, Store
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
 ALWAYS = ("judged", "promoted", "accepted", "rejected")
+"""Columns that a table for people shows even where all is zero."""
 COUNTS = ("judged", "reused", "promoted", *OUTCOMES)
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
@@ -51,7 +52,7 @@ def show(finished: dict[str, Any], console: Console) -> None:
     table.add_column("tier")
     shown = [name for name in COUNTS if name in ALWAYS or any(tier[name] for tier in tiers)]
     for name in (*shown, "tokens", "cached", "written", "seconds"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for tier in tiers:
         share = tier["cached_tokens"] / max(tier["prompt_tokens"], 1)
         table.add_row(

@@ -4,12 +4,7 @@ import json
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,104 +13,14 @@ import pytest
 
 from db.query import ask
 
+from .project import Project
+
 HERE = Path(__file__).parent
 TIER = '{{name: {name}, backend: python, path: "own_tiers:{tier}", folder: {here}, options: {{{options}}}, policy: {{{policy}}}}}'
 
 
 def tier(name: str, policy: str, tier: str = "Steady", options: str = "") -> str:
     return TIER.format(name=name, policy=policy, tier=tier, options=options, here=HERE)
-
-
-@pytest.fixture(scope="module")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server of this module's own."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (home / "log").open("wb")
-    quiet = {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        for _ in range(1200):
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310
-                    break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            pytest.fail(f"Prefect did not start: {(home / 'log').read_text()[-2000:]}")
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-        log.close()
-
-
-class Project:
-    """A folder with a screen, as a user has one, and the command."""
-
-    def __init__(self, folder: Path, prefect_url: str) -> None:
-        self.folder = folder
-        self.database = f"sqlite:///{folder}/tamis.db"
-        self._env = {
-            key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
-        }
-        self._env |= {
-            "PREFECT_API_URL": prefect_url,
-            "PREFECT_HOME": str(folder / "prefect"),
-            "PYTHONPATH": str(HERE.parent),
-            "PYTHONWARNINGS": "default",
-            "TAMIS_DATA_FOLDER": str(folder / "data"),
-        }
-
-    def write(self, *tiers: str, count: int = 500, name: str = "screen.yaml") -> None:
-        with (self.folder / "in.jsonl").open("w") as file:
-            for i in range(count):
-                file.write(json.dumps({"id": f"k{i:06}", "text": f"text number {i}"}) + "\n")
-        lines = "\n".join(f"  - {each}" for each in tiers)
-        (self.folder / name).write_text(
-            f"screen: try\ncandidates: {{from: in.jsonl, key: id}}\nrubric: any\ntiers:\n{lines}\n"
-        )
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *arguments],
-            cwd=self.folder, env=self._env, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def tamis(self, *arguments: str) -> tuple[int, str, str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
-        return process.returncode, out, err
-
-    def run(self, *arguments: str, database: str | None = None) -> tuple[int, dict[str, Any], str]:
-        code, out, err = self.tamis(
-            "run", "screen.yaml", "--json", "--database", database or self.database, *arguments
-        )
-        return code, json.loads(out.splitlines()[-1]) if out else {}, err
-
-    def results(self, run: str, database: str | None = None) -> dict[str, tuple[Any, ...]]:
-        code, out, err = self.tamis(
-            "results", run, "--format", "jsonl", "--database", database or self.database
-        )
-        assert code == 0, err
-        rows = map(json.loads, out.splitlines())
-        return {row.pop("key"): tuple(row.items()) for row in rows}
-
-
-@pytest.fixture
-def project(tmp_path: Path, prefect_url: str) -> Project:
-    return Project(tmp_path, prefect_url)
 
 
 THREE = (

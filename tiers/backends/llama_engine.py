@@ -266,6 +266,8 @@ class Engine:
         self._llama_batch.n_tokens = self._filled
         began = time.perf_counter()
         code = C.llama_decode(self._context, self._llama_batch)
+        if not code:
+            C.llama_synchronize(self._context)  # a GPU is still at work when the call returns
         seconds = time.perf_counter() - began
         if code:
             raise RuntimeError(f"llama_decode gave {code}")

@@ -1,0 +1,63 @@
+"""A folder with a screen, as a user has one, and the command that works on it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+class Project:
+    """Runs `tamis` in a folder of its own, with its own database, on the session's Prefect server."""
+
+    def __init__(self, folder: Path, prefect_url: str) -> None:
+        self.folder = folder
+        self.database = f"sqlite:///{folder}/tamis.db"
+        self._env = {
+            key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
+        }
+        self._env |= {
+            "PREFECT_API_URL": prefect_url,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PYTHONPATH": str(HERE.parent),
+            "PYTHONWARNINGS": "default",
+            "TAMIS_DATA_FOLDER": str(folder / "data"),
+        }
+
+    def write(self, *tiers: str, count: int = 500, name: str = "screen.yaml") -> None:
+        with (self.folder / "in.jsonl").open("w") as file:
+            for i in range(count):
+                file.write(json.dumps({"id": f"k{i:06}", "text": f"text number {i}"}) + "\n")
+        lines = "\n".join(f"  - {each}" for each in tiers)
+        (self.folder / name).write_text(
+            f"screen: try\ncandidates: {{from: in.jsonl, key: id}}\nrubric: any\ntiers:\n{lines}\n"
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            cwd=self.folder, env=self._env, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def tamis(self, *arguments: str) -> tuple[int, str, str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+    def run(self, *arguments: str, database: str | None = None) -> tuple[int, dict[str, Any], str]:
+        code, out, err = self.tamis(
+            "run", "screen.yaml", "--json", "--database", database or self.database, *arguments
+        )
+        return code, json.loads(out.splitlines()[-1]) if out else {}, err
+
+    def results(self, run: str, database: str | None = None) -> dict[str, tuple[Any, ...]]:
+        code, out, err = self.tamis(
+            "results", run, "--format", "jsonl", "--database", database or self.database
+        )
+        assert code == 0, err
+        rows = map(json.loads, out.splitlines())
+        return {row.pop("key"): tuple(row.items()) for row in rows}

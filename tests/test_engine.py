@@ -1,0 +1,175 @@
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from db.engine import check_ready, current, open_engine, read_only_engine, upgrade
+from db.errors import DatabaseError, StoreError
+from db.query import ask
+from db.store import Store, TierPlan
+
+
+def execute(url: str, *statements: str) -> None:
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_an_empty_database_gets_its_schema(database_url):
+    assert current(database_url) is None
+    check_ready(database_url)
+    assert current(database_url) == "0001"
+    check_ready(database_url)
+    upgrade(database_url)
+
+
+def test_a_database_of_somebody_else_is_refused_and_left_alone(database_url):
+    execute(database_url, "CREATE TABLE theirs (id INTEGER)")
+    with pytest.raises(DatabaseError, match="holds tables, but none of Tamis; give an empty"):
+        check_ready(database_url)
+    assert ask(database_url, "SELECT COUNT(*) AS n FROM theirs") == [{"n": 0}]
+
+
+def test_an_older_database_is_refused_with_the_command_to_upgrade(database_url, monkeypatch):
+    check_ready(database_url)
+    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda _: "0002")
+    with pytest.raises(DatabaseError, match="at revision 0001, but this Tamis needs 0002") as told:
+        check_ready(database_url)
+    assert "run: tamis db upgrade --database " in str(told.value)
+
+
+def test_a_newer_database_is_refused(database_url):
+    check_ready(database_url)
+    execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(DatabaseError, match=r"at revision 9999, .* install the newer Tamis"):
+        check_ready(database_url)
+
+
+def test_sqlite_is_set_up_for_one_writer_and_many_readers(sqlite_url):
+    engine = open_engine(sqlite_url)
+    wanted = {
+        "journal_mode": "wal",
+        "synchronous": 1,
+        "foreign_keys": 1,
+        "busy_timeout": 30000,
+        "temp_store": 2,
+    }
+    with engine.connect() as connection:
+        found = {name: connection.scalar(text(f"PRAGMA {name}")) for name in wanted}
+    engine.dispose()
+    assert found == wanted
+
+
+def test_readers_are_not_held_up_by_a_writer(sqlite_url):
+    check_ready(sqlite_url)
+    engine = open_engine(sqlite_url)
+    with engine.connect().execution_options(writes=True) as writer, writer.begin():
+        writer.execute(text("INSERT INTO judge (digest, description) VALUES ('a', '{}')"))
+        assert ask(sqlite_url, "SELECT COUNT(*) AS n FROM judge") == [{"n": 0}]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url):
+    with pytest.raises(DatabaseError, match="remembers nothing; write sqlite:///"):
+        open_engine(url)
+
+
+@pytest.mark.parametrize("url", ["tamis.db", "mysql://host/name"])
+def test_an_unknown_url_is_refused_with_an_example(url):
+    with pytest.raises(DatabaseError, match=r"write (sqlite:///|a URL of sqlite or postgresql)"):
+        open_engine(url)
+
+
+def test_both_spellings_of_postgres_are_understood():
+    for scheme in ("postgres", "postgresql"):
+        engine = open_engine(f"{scheme}://host/name")
+        assert engine.dialect.driver == "psycopg"
+        engine.dispose()
+
+
+def test_a_read_only_engine_cannot_write(database_url):
+    check_ready(database_url)
+    engine = read_only_engine(database_url)
+    with (
+        pytest.raises(Exception, match=r"readonly database|read-only transaction"),
+        engine.begin() as connection,
+    ):
+        connection.execute(text("INSERT INTO judge (digest, description) VALUES ('a', '{}')"))
+    engine.dispose()
+    with pytest.raises(StoreError, match="it is read-only"):
+        ask(database_url, "DELETE FROM judge")
+
+
+def test_a_read_only_engine_makes_no_file(sqlite_url, tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(StoreError, match="cannot be opened; check the path"):
+        ask(sqlite_url, "SELECT 1")
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_a_read_only_file_is_refused(sqlite_url):
+    check_ready(sqlite_url)
+    path = sqlite_url.removeprefix("sqlite:///")
+    frozen = f"sqlite:///file:{path}?mode=ro&uri=true"
+    with pytest.raises(DatabaseError, match="it is read-only; make the file and its folder"):
+        check_ready(frozen)
+    engine = open_engine(frozen)
+    with pytest.raises(DatabaseError, match="it is read-only"):
+        Store(engine).open_run("papers", {}, "hash", [TierPlan("fast", *4 * [None])])
+    engine.dispose()
+
+
+@pytest.mark.postgres
+def test_a_read_only_server_is_refused(postgres_url):
+    check_ready(postgres_url)
+    name = postgres_url.rpartition("/")[2].partition("?")[0]
+    execute(postgres_url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    with pytest.raises(DatabaseError, match="is read-only; use a user and a server that may"):
+        check_ready(postgres_url)
+
+
+def test_an_unreachable_server_is_told_without_the_password():
+    url = "postgresql://reader:secret@127.0.0.1:1/tamis"
+    for refused in (check_ready, current, upgrade):
+        with pytest.raises(DatabaseError, match="the server cannot be reached") as told:
+            refused(url)
+        assert "secret" not in str(told.value)
+        assert "reader:***@127.0.0.1:1/tamis" in str(told.value)
+
+
+@pytest.mark.postgres
+def test_a_missing_database_is_told(postgres_url):
+    url = postgres_url.replace("/test_", "/missing_")
+    with pytest.raises(DatabaseError, match=r'database "missing_.*" does not exist'):
+        check_ready(url)
+
+
+def test_a_file_of_another_kind_is_told(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("This is no database. " * 100)
+    with pytest.raises(DatabaseError, match="not an SQLite database; give another path"):
+        check_ready(f"sqlite:///{path}")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatabaseError, match=r"folder .*file.* cannot be made"):
+        open_engine(f"sqlite:///{tmp_path}/file/tamis.db")
+
+
+def test_a_damaged_file_is_told(sqlite_url):
+    check_ready(sqlite_url)
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    damaged = bytearray(path.read_bytes())
+    damaged[100:4000] = b"\xff" * 3900
+    path.write_bytes(damaged)
+    with pytest.raises(DatabaseError, match="damaged; restore it from a copy"):
+        check_ready(sqlite_url)
