@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` and `make test`. Both install what they need first.
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt Makefile

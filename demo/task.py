@@ -227,11 +227,7 @@ class Skill:
 
     @classmethod
     def draw(cls, random: Random, difficulty: Difficulty) -> "Skill":
-        if random.random() < difficulty.broad:
-            return cls.named(
-                random.choice(tuple(SKILL_GROUPS)), random.choice(("has used", "knows"))
-            )
-        return cls.named(random.choice(tuple(SKILLS)), random.choice(("has used", "knows")))
+        return cls.named(random.choice(tuple(SKILL_GROUPS)), random.choice(("has used", "knows")))
 
     @classmethod
     def named(cls, name: str, verb: str) -> "Skill":

@@ -231,6 +231,12 @@ def judge_tier(work: TierWork, shown: Display) -> None:
         prompt_rate=tier.rates.get("prefill"),
         decode_rate=tier.rates.get("decode"),
     )
+    if tier.rates:
+        _tell(
+            f"{work.name}: model loaded in {loaded:.1f} s; it reads {tier.rates['prefill']:,.0f} "
+            f"tokens a second and writes {tier.rates['decode']:,.0f}",
+            shown,
+        )
     artifact.update(total, at_once=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ def test_links_between_documents_lead_somewhere() -> None:
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "bench" / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_nothing_else_in_the_environment_claims_our_names() -> None:
+    owners = packages_distributions()
+    for name in ("flows", "tiers", "db", "migrations", "demo"):
+        assert set(owners.get(name, ["tamis"])) == {"tamis"}, f"{name}: {owners[name]}"
 
 
 def test_presets_name_one_file_each() -> None:
