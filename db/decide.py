@@ -72,7 +72,8 @@ _TALLY = text("""
       COUNT(CASE WHEN position > :position THEN 1 END) AS promote,
       COUNT(CASE WHEN position = :position AND outcome = 'review' THEN 1 END) AS review,
       COUNT(CASE WHEN position = :position AND outcome = 'failed' THEN 1 END) AS failed
-    FROM verdict WHERE run_id = :run_id
+    FROM verdict
+    WHERE run_id = :run_id AND (position > :position OR outcome IS NOT NULL)
 """)
 
 

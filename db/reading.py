@@ -24,6 +24,7 @@ _VERDICT = (
     "CASE " + " ".join(f"WHEN {test} THEN '{name}'" for name, test in _VERDICTS.items()) + " END"
 )
 _FUNNEL = text("SELECT * FROM funnel WHERE run = :run ORDER BY position")
+# CROSS JOIN makes SQLite begin at the few candidates of a text, not at all verdicts of the run.
 _COSTS = text("""
     SELECT run_tier.name, COUNT(*), SUM(judgement.prompt_tokens), SUM(judgement.cached_tokens),
       SUM(judgement.completion_tokens), SUM(judgement.seconds)
@@ -32,9 +33,9 @@ _COSTS = text("""
     WHERE run_tier.run_id = :run_id
       AND EXISTS (
         SELECT 1
-        FROM candidate
-        JOIN verdict ON verdict.candidate_id = candidate.id
+        FROM candidate CROSS JOIN verdict
         WHERE candidate.text_id = judgement.text_id
+          AND verdict.candidate_id = candidate.id
           AND verdict.run_id = :run_id
           AND verdict.position >= run_tier.position
       )

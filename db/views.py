@@ -3,6 +3,8 @@
 A migration keeps its own frozen copy; a test compares that copy with this file.
 """
 
+# Every LEFT JOIN finds its one row. It is a LEFT JOIN because a database leaves out one that a query
+# asks nothing of: counting verdicts then reads the verdicts alone.
 RESULT = """\
 SELECT
   run.key AS run,
@@ -23,9 +25,9 @@ SELECT
   text.body AS text
 FROM run
 JOIN verdict ON verdict.run_id = run.id
-JOIN candidate ON candidate.id = verdict.candidate_id
-JOIN candidate_fields ON candidate_fields.candidate_id = verdict.candidate_id
-JOIN run_tier ON run_tier.run_id = verdict.run_id AND run_tier.position = verdict.position
+LEFT JOIN candidate ON candidate.id = verdict.candidate_id
+LEFT JOIN candidate_fields ON candidate_fields.candidate_id = verdict.candidate_id
+LEFT JOIN run_tier ON run_tier.run_id = verdict.run_id AND run_tier.position = verdict.position
 LEFT JOIN text ON text.id = candidate.text_id
 LEFT JOIN judgement
   ON judgement.judge_id = run_tier.judge_id AND judgement.text_id = candidate.text_id"""
@@ -107,6 +109,7 @@ FROM (
 GROUP BY run, position, tier"""
 
 # Of candidates with the same text, the one ingested first is shown as the one that was paid for.
+# CROSS JOIN makes SQLite begin at the few candidates of a text, not at all verdicts of the run.
 JUDGEMENT_DETAIL = """\
 SELECT
   run.key AS run,
@@ -129,11 +132,11 @@ SELECT
   judgement.seconds AS seconds,
   (judgement.run_id <> run.id
     OR EXISTS (
-      SELECT 1 FROM candidate AS twin
-      JOIN verdict AS twin_verdict
-        ON twin_verdict.run_id = run.id AND twin_verdict.candidate_id = twin.id
+      SELECT 1 FROM candidate AS twin CROSS JOIN verdict AS twin_verdict
       WHERE twin.text_id = judgement.text_id
         AND twin.id < candidate.id
+        AND twin_verdict.run_id = run.id
+        AND twin_verdict.candidate_id = twin.id
         AND twin_verdict.position >= run_tier.position
     )
     OR EXISTS (

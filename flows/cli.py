@@ -20,7 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from db.store import Explanation, JudgementDetail, RunStatus, Store, StoreError
-from flows.settings import Settings, prefect_home, prepare_prefect
+from flows.server import ServerError, ensure_server, prefect_home
+from flows.settings import Settings
 from tiers.config import Screen, ScreenError, load_screen
 from tiers.types import Outcome, TierError
 
@@ -70,7 +71,7 @@ def main() -> None:
     """Run the command; every expected fault is one message and an exit code, never a traceback."""
     try:
         app()
-    except (ScreenError, StoreError, TierError) as error:
+    except (ScreenError, ServerError, StoreError, TierError) as error:
         _fail(str(error))
 
 
@@ -214,7 +215,6 @@ def sql(
 def ui(port: Annotated[int, typer.Option(help="Where to listen.")] = 4200) -> None:
     """Open the Prefect UI on this project's runs, until Ctrl-C."""
     settings = Settings()
-    prepare_prefect(settings)
     address = f"http://127.0.0.1:{port}"
     os.environ["PREFECT_HOME"] = str(prefect_home(settings))
     os.environ["PREFECT_SERVER_UI_API_URL"] = f"{address}/api"
@@ -253,28 +253,26 @@ def screen_once(
     settings = Settings()
     url = settings.database(database)
     os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
-    # Prefect's own lines are for its UI; here a fault is told once, by us.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if silent := prepare_prefect(settings):
-        err.print(f"Prefect server {silent} does not answer; using an ephemeral one")
-    if "PREFECT_API_URL" not in os.environ:
-        err.print("starting Prefect's own server, which takes some seconds")
-    from flows.screen import prepare, screen
+    ensure_server(settings)
+    chosen = _run_flow(definition, key, limit)
     from flows.summary import summary
 
+    store = _store(url)
+    return summary(store, store.find_run(chosen))
+
+
+def _run_flow(definition: Screen, key: str | None, limit: int | None) -> str:
+    from flows.screen import prepare, screen
+
     chosen = prepare(definition, key)
-    stopped = None
     try:
         screen(definition, key=chosen, limit=limit)
     except TierError as error:
-        stopped = str(error)
+        err.print(str(error), markup=False)
     except KeyboardInterrupt:
         err.print(f"\nstopped; what was judged is kept. Go on with the same command (run {chosen})")
         raise typer.Exit(130) from None
-    store = _store(url)
-    if stopped:
-        err.print(stopped)
-    return summary(store, store.find_run(chosen))
+    return chosen
 
 
 def write_results(rows: Iterator[dict[str, Any]], output: Path | None, format_: Format) -> None:

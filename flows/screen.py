@@ -26,7 +26,7 @@ from tiers.base import Job, Tier, identity, job_of, open_tier
 from tiers.config import Screen
 from tiers.types import Candidate, Judgement, Outcome, TierError
 
-PAGE = 2_000
+PAGE = 1_000
 """Candidates read from the database at once."""
 FIRST_BLOCK = 256
 BLOCK_SECONDS = 15.0

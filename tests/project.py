@@ -16,10 +16,10 @@ class Project:
     def __init__(self, folder: Path, prefect_url: str) -> None:
         self.folder = folder
         self.database = f"sqlite:///{folder}/tamis.db"
-        self._env = {
+        self.env = {
             key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
         }
-        self._env |= {
+        self.env |= {
             "PREFECT_API_URL": prefect_url,
             "PREFECT_HOME": str(folder / "prefect"),
             "PYTHONPATH": str(HERE.parent),
@@ -39,7 +39,7 @@ class Project:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", *arguments],
-            cwd=self.folder, env=self._env, text=True, start_new_session=True,
+            cwd=self.folder, env=self.env, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -61,3 +61,13 @@ class Project:
         assert code == 0, err
         rows = map(json.loads, out.splitlines())
         return {row.pop("key"): tuple(row.items()) for row in rows}
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that is dead and waits for its reaper does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

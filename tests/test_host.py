@@ -18,6 +18,7 @@ from tiers.host import CHUNK, HostedTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .own_tiers import score_of
+from .project import lives
 
 HERE = Path(__file__).parent
 
@@ -128,19 +129,9 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     for _ in range(100):
-        if not _lives(child):
+        if not lives(child):
             break
         time.sleep(0.05)
     else:
         os.kill(child, signal.SIGKILL)
         pytest.fail("the child outlived its parent")
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process runs; one that is dead and waits for its reaper does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import duckdb
 import pytest
 
+from db.errors import StoreError
 from db.query import ask
 
-from .project import Project
+from .project import Project, lives
 
 HERE = Path(__file__).parent
 TIER = '{{name: {name}, backend: python, path: "own_tiers:{tier}", folder: {here}, options: {{{options}}}, policy: {{{policy}}}}}'
@@ -166,7 +168,7 @@ def test_a_second_process_on_a_run_is_refused(project: Project) -> None:
 def _rows(project: Project, query: str) -> list[dict[str, Any]]:
     try:
         return ask(project.database, query)
-    except Exception:  # noqa: BLE001 - the tables are not there yet
+    except StoreError:  # the tables are not there yet
         return []
 
 
@@ -262,3 +264,28 @@ def test_a_limit_reads_a_part_and_the_same_run_goes_on_with_the_rest(project: Pr
     fast, rescore, _ = whole["tiers"]
     assert fast["judged"] == 500
     assert rescore["promoted"] == 200  # of all, not of each part
+
+
+def children(pid: int) -> set[int]:
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+    )
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
+    return {child for child, parent in pairs if parent == pid}
+
+
+def test_a_run_brings_its_own_prefect_and_a_kill_leaves_nothing_behind(project: Project) -> None:
+    project.write(tier("only", "accept_above: 0.5", options="seconds: 0.005"), count=4_000)
+    project.env.pop("PREFECT_API_URL")
+    process = project.start("run", "screen.yaml", "--database", project.database)
+    while process.poll() is None and not _rows(project, "SELECT 1 FROM judgement LIMIT 1"):
+        time.sleep(0.05)
+    left = children(process.pid)
+    assert len(left) == 2, "Prefect's server and the tier's engine"
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while left and time.monotonic() < deadline:
+        left = {pid for pid in left if lives(pid)}
+        time.sleep(0.1)
+    assert not left
