@@ -3,8 +3,8 @@
 A migration keeps its own frozen copy; a test compares that copy with this file.
 """
 
-# Every LEFT JOIN finds its one row. It is a LEFT JOIN because a database leaves out one that a query
-# asks nothing of: counting verdicts then reads the verdicts alone.
+# LEFT JOIN even where there is always a row, because databases leave out those that a query asks
+# nothing of: counting verdicts then reads the verdicts alone.
 RESULT = """\
 SELECT
   run.key AS run,

@@ -156,6 +156,16 @@ def test_json_replies_follow_the_schema_and_keep_the_score(model: Path, texts: l
     assert np.abs(np.array(ours) - alone).max() < 2e-2
 
 
+@pytest.mark.parametrize("ask", ["yes_no", {"json": {"sure": "bool"}}])
+def test_small_batches_say_the_same(plain_model: Path, texts: list[str], ask: object) -> None:
+    settings: dict[str, object] = {"ask": ask, "max_tokens": 20, "active": 64}
+    wide = judged(job(plain_model, **settings), texts)
+    narrow = judged(job(plain_model, batch_tokens=32, **settings), texts)
+    for ours, theirs in zip(wide, narrow, strict=True):
+        if ours.score is not None and theirs.score is not None:
+            assert abs(log_yes(ours) - log_yes(theirs)) < 2e-2
+
+
 def test_a_reply_that_is_cut_goes_to_review(plain_model: Path, texts: list[str]) -> None:
     got = judged(
         job(plain_model, ask={"json": {"reasons": "list of str"}}, max_tokens=6), texts[:3]

@@ -194,7 +194,8 @@ class Engine:
         self._shared = shared
         self._batch_size = config.batch_tokens or (2048 if config.n_gpu_layers else 256)
         writes = isinstance(config.ask, JsonAsk)
-        self._sequences = 1 + (config.active if writes else SEQUENCES)
+        # llama.cpp aborts where a batch cannot hold one answer for each sequence.
+        self._sequences = min(1 + (config.active if writes else SEQUENCES), self._batch_size)
         self.cells = self._cells(config, longest + (config.max_tokens if writes else 0))
         self._context = C.llama_init_from_model(model.pointer, self._parameters(config))
         if not self._context:
@@ -327,7 +328,7 @@ class Engine:
         parameters.n_batch = parameters.n_ubatch = self._batch_size
         parameters.n_seq_max = self._sequences
         # One logit row a sequence and not one a token: 31 MiB instead of 500 for a Gemma.
-        parameters.n_outputs_max = min(self._batch_size, self._sequences)
+        parameters.n_outputs_max = self._sequences
         parameters.n_threads = parameters.n_threads_batch = config.threads or _processors()
         parameters.kv_unified = True
         parameters.swa_full = True  # a smaller window cache loses the prefix without a word
