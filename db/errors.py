@@ -13,9 +13,22 @@ _CAUSES = (
     ("database is locked", "another process keeps it locked; end that process or wait for it"),
     ("unable to open database file", "the file cannot be opened; check the path and its rights"),
     ("disk i/o error", "the disk fails; check it, and do not keep the file on a network share"),
-    ("malformed", "the file is damaged; restore it from a copy"),
+    ("image is malformed", "the file is damaged; restore it from a copy"),
     ("not a database", "the file is not an SQLite database; give another path"),
-    ("connection", "the server cannot be reached; check that it runs, and the URL"),
+    *(
+        (part, "the server cannot be reached; check that it runs, and the URL")
+        for part in (
+            "connection failed",
+            "connection is bad",
+            "connection is closed",
+            "connection is lost",
+            "connection timeout",
+            "connection to server",
+            "closed the connection",
+            "failed to resolve host",
+            "terminating connection",
+        )
+    ),
 )
 """Part of a driver's message, in lower case, and what it means: the first that fits is told."""
 

@@ -63,7 +63,7 @@ class Recipe:
 
 
 RECIPES = {
-    "small": Recipe(Shape(width=32, layers=2, heads=2, hidden=96), 14_000_000, 2),
+    "small": Recipe(Shape(width=32, layers=3, heads=2, hidden=96), 11_000_000, 2),
     "medium": Recipe(Shape(width=64, layers=4, heads=4, hidden=192), 9_000_000, 3),
     "large": Recipe(Shape(width=160, layers=4, heads=5, hidden=448), 6_000_000, 3),
 }

@@ -173,3 +173,16 @@ def test_a_damaged_file_is_told(sqlite_url):
     path.write_bytes(damaged)
     with pytest.raises(DatabaseError, match="damaged; restore it from a copy"):
         check_ready(sqlite_url)
+
+
+@pytest.mark.parametrize("name", ["connection", "malformed", "permission"])
+def test_a_mistake_in_a_query_is_not_taken_for_trouble_of_the_database(database_url, name):
+    check_ready(database_url)
+    with pytest.raises(StoreError, match="the database refuses the query: .*" + name) as told:
+        ask(database_url, f"SELECT {name} FROM result")
+    assert not isinstance(told.value, DatabaseError)
+
+
+def test_an_unknown_host_is_told():
+    with pytest.raises(DatabaseError, match="the server cannot be reached"):
+        check_ready("postgresql://nowhere.invalid/tamis")

@@ -180,7 +180,7 @@ def test_every_token_is_counted_and_the_shared_ones_apart(
 ) -> None:
     tier = Llama(job(plain_model))
     shared = len(tier.head)
-    for judgement in tier.judge([Candidate(0, texts[0]), Candidate(1, "")]):
+    for judgement in tier.judge([Candidate(0, texts[0]), Candidate(1, "x")]):
         assert judgement.cached_tokens == shared
         assert judgement.prompt_tokens > shared
         assert judgement.seconds > 0
@@ -199,7 +199,7 @@ def test_long_texts_are_cut_as_stated_or_reviewed(plain_model: Path, too_long: s
     assert got[2].score is not None
     if too_long == "review":
         assert got[1].score is None
-        assert "longer than 100" in (got[1].error or "")
+        assert "longer than the 100 that fit" in (got[1].error or "")
     else:
         assert got[1].score is not None
         assert "to 100 tokens" in (got[1].note or "")

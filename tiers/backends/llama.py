@@ -144,19 +144,23 @@ class Llama:
     def _prepare(self, candidates: Iterable[Candidate]) -> Iterator["Prepared | Judgement"]:
         """Tokenize; what cannot be asked is judged unreadable at once, with the reason."""
         for candidate in candidates:
-            tokens = self._model.tokenize(candidate.text, special=False)
-            note = None
+            tokens, note = self._model.tokenize(candidate.text, special=False), None
+            if not len(tokens):
+                yield Judgement(candidate.id, None, error="empty text")
+                continue
             if len(tokens) > self._longest:
                 if self._config.too_long == "review":
-                    said = (
-                        f"{len(tokens):,} tokens, longer than {self._longest:,}; "
-                        "raise max_candidate_tokens or write too_long: head_tail"
-                    )
-                    yield Judgement(candidate.id, None, error=said)
+                    yield Judgement(candidate.id, None, error=self._too_long(len(tokens)))
                     continue
                 note = f"cut from {len(tokens):,} to {self._longest:,} tokens"
                 tokens = _cut(tokens, self._longest, self._config.too_long)
             yield Prepared(candidate.id, np.concatenate([tokens, self._tail]), note)
+
+    def _too_long(self, tokens: int) -> str:
+        advice = "write too_long: head_tail"
+        if self._longest == self._config.max_candidate_tokens:
+            advice = f"raise max_candidate_tokens or {advice}"
+        return f"{tokens:,} tokens, longer than the {self._longest:,} that fit; {advice}"
 
 
 @dataclass(frozen=True)
