@@ -293,7 +293,7 @@ def main() -> None:
         epilog="example: python -m demo.evaluate --hard 500 --population 2000",
     )
     parser.add_argument("--models", type=Path, default=MODELS, help="folder (default: demo/models)")
-    parser.add_argument("--hard", type=int, default=4_000, help="hard cases (default: 4000)")
+    parser.add_argument("--hard", type=int, default=2_000, help="hard cases (default: 2000)")
     parser.add_argument(
         "--population", type=int, default=20_000, help="applicants in each draw (default: 20000)"
     )

@@ -163,6 +163,8 @@ class Difficulty:
     longest_list: int = 4
     unasked: float = 0.8
     """Share of the kinds missing from the rubric that a record speaks about all the same."""
+    unsaid: float = 0.0
+    """Share of unmet criteria on which a record is silent; what is unsaid is not met."""
     asides: tuple[int, int] = (7, 12)
     """Fewest and most sentences that settle nothing."""
 
@@ -470,7 +472,7 @@ def draw_record(
     levels: dict[Kind, Level] = {}
     parts: list[tuple[Kind | None, str]] = []
     for kind, criterion in role.needs.items():
-        if not met[kind] and random.random() < 0.06:  # what a record leaves unsaid is not met
+        if not met[kind] and random.random() < difficulty.unsaid:
             parts.append((None, draw_aside(random)))
             continue
         levels[kind] = difficulty.level(random)
