@@ -46,7 +46,6 @@ from demo.task import (
 MODELS = Path(__file__).with_name("models")
 SPECIAL = ("<pad>", "<s>", "</s>")
 END_OF_REPLY = SPECIAL.index("</s>")
-BATCH_TOKENS = 3_000
 MATRIX_RATE, EMBEDDING_RATE = 0.006, 3e-3
 VERDICT_WEIGHT, MARK_WEIGHT, FIELD_WEIGHT, LETTER_WEIGHT = 3.0, 1.0, 0.5, 0.05
 
@@ -60,12 +59,18 @@ class Recipe:
     """Read in training, padding included."""
     marked_after: int
     """Blocks after which the marks are read: the verdict needs a later one to gather them."""
+    polish_tokens: int = 0
+    """Read in a second, gentler course. The large model needs it: it takes fewer steps before."""
+
+    def shortened(self, share: float) -> "Recipe":
+        tokens, polish_tokens = int(self.tokens * share), int(self.polish_tokens * share)
+        return replace(self, tokens=tokens, polish_tokens=polish_tokens)
 
 
 RECIPES = {
     "small": Recipe(Shape(width=32, layers=3, heads=2, hidden=96), 11_000_000, 2),
     "medium": Recipe(Shape(width=64, layers=4, heads=4, hidden=192), 9_000_000, 3),
-    "large": Recipe(Shape(width=160, layers=4, heads=5, hidden=448), 6_000_000, 3),
+    "large": Recipe(Shape(width=160, layers=4, heads=5, hidden=448), 6_000_000, 3, 2_000_000),
 }
 
 
@@ -95,8 +100,9 @@ MICRO_KINDS: dict[Kind, float] = {
 
 PLAIN = Difficulty(levels=(0.7, 0.3, 0.0), longest_list=1)
 PAIRS = Difficulty(levels=(0.5, 0.4, 0.1), longest_list=2)
-SHORT = Difficulty(levels=(0.4, 0.35, 0.25), longest_list=3, unasked=0.2, asides=(0, 2))
-MIDDLE = Difficulty(levels=(0.4, 0.35, 0.25), longest_list=4, unasked=0.4, asides=(1, 5))
+SHORT = Difficulty((0.4, 0.35, 0.25), longest_list=3, unasked=0.2, unsaid=0.06, asides=(0, 2))
+MIDDLE = Difficulty((0.4, 0.35, 0.25), longest_list=4, unasked=0.4, unsaid=0.06, asides=(1, 5))
+FULL = Difficulty(unsaid=0.06)
 MICRO_VERDICTS = 0.1
 """Share of micro examples that go on to the verdict."""
 STAGES = (
@@ -105,7 +111,33 @@ STAGES = (
     Stage(0.25, 1.00, (1,), 0.0, SHORT),
     Stage(0.32, 0.70, (1, 2, 3), 0.0, SHORT),
     Stage(0.45, 0.40, (2, 3, 4, 5), 0.3, MIDDLE),
-    Stage(1.01, 0.20, (1, 2, 3, 4, 5, 6), 0.6, Difficulty()),
+    Stage(1.01, 0.20, (1, 2, 3, 4, 5, 6), 0.6, FULL),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Stages, and how fast to learn in them."""
+
+    stages: tuple[Stage, ...]
+    batch_tokens: int
+    rate: float
+    """Share of the full rate to start with."""
+    constant_until: float
+    """Share of the tokens after which the rate falls."""
+
+    def rate_share(self, step: int, spent: float) -> float:
+        """100 steps of warm-up, then constant, then down in a line to 2 %."""
+        fall = max(0.02, (1 - spent) / (1 - self.constant_until))
+        return self.rate * min(1.0, (step + 1) / 100, fall)
+
+
+LEARNING = Course(STAGES, batch_tokens=3_000, rate=1.0, constant_until=0.55)
+POLISHING = Course(
+    (Stage(1.01, 0.1, (1, 2, 3, 4, 5, 6), 0.8, Difficulty()),),
+    batch_tokens=2_000,
+    rate=0.5,
+    constant_until=0.1,
 )
 
 
@@ -127,8 +159,8 @@ def tokenizer() -> Tokenizer:
 
 def _sample_text(random: Random, count: int) -> Iterator[str]:
     for _ in range(count):
-        role = draw_role(random, random.randint(1, len(KINDS)), Difficulty())
-        record = draw_record(random, role, draw_hard_truth(random, list(role.needs)), Difficulty())
+        role = draw_role(random, random.randint(1, len(KINDS)), FULL)
+        record = draw_record(random, role, draw_hard_truth(random, list(role.needs)), FULL)
         start = PROMPT_START.format(rubric=role.rubric)
         yield from (start, record.text, PROMPT_END, reply(record))
 
@@ -228,24 +260,26 @@ class Batch:
 class Stream:
     """Fresh examples for ever, in batches of similar length."""
 
-    def __init__(self, reader: Reader, seed: int) -> None:
+    def __init__(self, reader: Reader, course: Course, seed: int) -> None:
         self.reader = reader
+        self.course = course
         self.random = dice(seed)
         self.ready: list[list[Example]] = []
 
     def next(self, spent: float) -> Batch:
         """spent: share of the tokens already used, in [0, 1]; it chooses the stage."""
         if not self.ready:
-            self._fill(next(stage for stage in STAGES if spent < stage.until))
+            self._fill(next(stage for stage in self.course.stages if spent < stage.until))
         return _batch(self.ready.pop())
 
     def _fill(self, stage: Stage) -> None:
         examples: list[Example] = []
         drawn = 0
-        while drawn < 40 * BATCH_TOKENS:
+        while drawn < 40 * self.course.batch_tokens:
             examples.append(self._draw(stage))
             drawn += len(examples[-1].tokens)
-        self.ready = list(_grouped(sorted(examples, key=lambda example: len(example.tokens))))
+        examples.sort(key=lambda example: len(example.tokens))
+        self.ready = list(_grouped(examples, self.course.batch_tokens))
         self.random.shuffle(self.ready)
 
     def _draw(self, stage: Stage) -> Example:
@@ -260,11 +294,11 @@ class Stream:
         return self.reader.full(role, draw_record(random, role, truth, difficulty))
 
 
-def _grouped(examples: list[Example]) -> Iterator[list[Example]]:
+def _grouped(examples: list[Example], batch_tokens: int) -> Iterator[list[Example]]:
     """Consecutive examples whose padded size stays within a batch; expects rising lengths."""
     group: list[Example] = []
     for example in examples:
-        if group and len(example.tokens) * (len(group) + 1) > BATCH_TOKENS:
+        if group and len(example.tokens) * (len(group) + 1) > batch_tokens:
             yield group
             group = []
         group.append(example)
@@ -351,34 +385,39 @@ class Tally:
         return line
 
 
-def rate_share(step: int, spent: float) -> float:
-    """100 steps of warm-up, then constant to 55 % of the tokens, then down to 2 %."""
-    return min(1.0, (step + 1) / 100) * (1.0 if spent < 0.55 else max(0.02, (1 - spent) / 0.45))
-
-
 def train(recipe: Recipe, words: Tokenizer, seed: int = 1234) -> Judge:
     """A model of that shape; the same seed gives the same one, up to the CPU's rounding."""
     torch.manual_seed(seed)
     judge = Judge(replace(recipe.shape, vocabulary=words.get_vocab_size()))
+    reader = Reader(words)
+    follow(LEARNING, judge, reader, recipe.tokens, recipe.marked_after, seed)
+    if recipe.polish_tokens:
+        follow(POLISHING, judge, reader, recipe.polish_tokens, recipe.marked_after, seed + 1)
+    return judge
+
+
+def follow(
+    course: Course, judge: Judge, reader: Reader, tokens: int, marked_after: int, seed: int
+) -> None:
+    """Train a judge in place; prints the running accuracy by criterion."""
     named = dict(judge.named_parameters())
     matrices = [p for name, p in named.items() if p.dim() == 2 and "embd" not in name]
     others = [p for name, p in named.items() if p.dim() != 2 or "embd" in name]
     muon = Muon(matrices, MATRIX_RATE)
     adam = torch.optim.AdamW(others, lr=EMBEDDING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    reader = Reader(words)
-    stream, tally = Stream(reader, seed), Tally()
+    stream, tally = Stream(reader, course, seed), Tally()
     read = step = 0
     report_at = 0.0
-    while read < recipe.tokens:
-        spent = read / recipe.tokens
+    while read < tokens:
+        spent = read / tokens
         batch = stream.next(spent)
-        logits = judge(batch.tokens, batch.marks, batch.at, recipe.marked_after)
+        logits = judge(batch.tokens, batch.marks, batch.at, marked_after)
         losses = functional.cross_entropy(logits, batch.wanted, reduction="none")
         loss: Tensor = (losses * batch.weights).sum() / batch.weights.sum()
         torch.autograd.backward(loss)
         tally.add(batch, logits, reader.answer)
         torch.nn.utils.clip_grad_norm_(others, 1.0)
-        share = rate_share(step, spent)
+        share = course.rate_share(step, spent)
         muon.step(share)
         adam.param_groups[0]["lr"] = EMBEDDING_RATE * share
         adam.step()
@@ -387,7 +426,6 @@ def train(recipe: Recipe, words: Tokenizer, seed: int = 1234) -> Judge:
         if spent >= report_at:
             print(f"{spent:4.0%} {time.process_time():6.0f} s  {tally.flush()}", flush=True)
             report_at += 0.02
-    return judge
 
 
 def write_checksums(folder: Path) -> None:
@@ -416,7 +454,7 @@ def main() -> None:
     chosen.output.mkdir(parents=True, exist_ok=True)
     words = tokenizer()
     for size in [chosen.only] if chosen.only else list(RECIPES):
-        recipe = replace(RECIPES[size], tokens=int(RECIPES[size].tokens * chosen.share))
+        recipe = RECIPES[size].shortened(chosen.share)
         export(train(recipe, words), words, chosen.output / f"applicants-{size}.gguf")
         write_checksums(chosen.output)
 
