@@ -1,6 +1,7 @@
 """Scores to outcomes in one statement: the same answer as `tiers.policy.outcomes`, in SQL."""
 
 import math
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select, text
@@ -151,7 +152,9 @@ def _last_place(
     """
     quota = tier.top_count
     if tier.top_share is not None:
-        quota = math.ceil(tier.top_share * (connection.scalar(_COUNT_SCORED, parameters) or 0))
+        quota = math.ceil(
+            Fraction(str(tier.top_share)) * (connection.scalar(_COUNT_SCORED, parameters) or 0)
+        )
     if not quota:
         return -1.0, ""
     row = connection.execute(_LAST_PLACE, {**parameters, "above": quota - 1}).one_or_none()

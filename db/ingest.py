@@ -28,6 +28,7 @@ _CONFLICTS = text("""
       AND candidate.digest <> staged_row.digest
       AND verdict.run_id = :run_id
       AND verdict.candidate_id = candidate.id
+      AND verdict.ingest = :ingest
 """)
 _DROP_CONFLICT = text("DELETE FROM staged_row WHERE key = :key")
 _KNOWN = text("""
@@ -63,6 +64,10 @@ _ADD_VERDICTS = text("""
       AND candidate.key = staged_row.key
       AND candidate.digest = staged_row.digest
     ON CONFLICT (run_id, candidate_id) DO UPDATE SET ingest = excluded.ingest
+""")
+_FORGET = text("""
+    DELETE FROM verdict
+    WHERE run_id = :run_id AND ingest < (SELECT ingests FROM run WHERE id = :run_id)
 """)
 _MET = text("""
     SELECT COUNT(*) FROM verdict JOIN run ON run.id = verdict.run_id
@@ -129,6 +134,14 @@ def add_bad_rows(connection: Connection, run_id: int, rows: Sequence[BadRow]) ->
                 for row in rows
             ],
         )
+
+
+def forget_gone(connection: Connection, run_id: int) -> None:
+    """Take candidates out of the run that the input no longer holds, or holds with other content.
+
+    What was said about them stays, for other runs and for their return.
+    """
+    connection.execute(_FORGET, {"run_id": run_id})
 
 
 def check_conservation(

@@ -71,17 +71,24 @@ COUNT_UNJUDGED = text("""
       AND verdict.outcome IS NULL
       AND (judgement.text_id IS NULL OR judgement.failed)
 """)
+# The same texts however often the run was resumed: the first of those that reached the tier.
 LOW_MASS = text("""
-    SELECT COUNT(CASE WHEN mass < :below THEN 1 END), COUNT(*)
-    FROM judgement
-    WHERE judge_id = :judge_id
-      AND mass IS NOT NULL
-      AND text_id IN (
-        SELECT candidate.text_id
-        FROM verdict
-        JOIN candidate ON candidate.id = verdict.candidate_id
-        WHERE verdict.run_id = :run_id AND verdict.position >= :position
-      )
+    SELECT
+      COUNT(CASE WHEN judgement.mass < :below THEN 1 END),
+      COUNT(judgement.mass),
+      COUNT(CASE WHEN judgement.text_id IS NULL THEN 1 END)
+    FROM (
+      SELECT DISTINCT candidate.text_id AS text_id
+      FROM verdict
+      JOIN candidate ON candidate.id = verdict.candidate_id
+      WHERE verdict.run_id = :run_id
+        AND verdict.position >= :position
+        AND candidate.text_id IS NOT NULL
+      ORDER BY candidate.text_id
+      LIMIT :sample
+    ) AS first_texts
+    LEFT JOIN judgement
+      ON judgement.judge_id = :judge_id AND judgement.text_id = first_texts.text_id
 """)
 
 

@@ -139,10 +139,10 @@ def add_tiers(connection: Connection, run_id: int, tiers: Sequence[TierPlan]) ->
 
 
 def reopen(connection: Connection, run_id: int) -> None:
-    """An unfinished run runs again; one that is done stays done."""
+    """The run runs again; a grown input may give even one that was done something to do."""
     connection.execute(
         update(RunRow)
-        .where(RunRow.id == run_id, RunRow.state != RunState.DONE)
+        .where(RunRow.id == run_id)
         .values(state=RunState.RUNNING, reason=None, finished_at=None)
     )
 

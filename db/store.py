@@ -224,6 +224,7 @@ class Store:
             duplicates: those among them that `ingest` counted as duplicates.
         """
         with self._writing() as connection:
+            ingest.forget_gone(connection, run_id)
             ingest.check_conservation(connection, run_id, rows_read, duplicates)
             connection.execute(
                 update(RunRow)
@@ -335,15 +336,24 @@ class Store:
             judging.record(connection, run_id, judge_id, judgements)
 
     def low_mass(
-        self, judge_id: int, run_id: int, position: int, below: float = 0.5
-    ) -> tuple[int, int]:
-        """Judgements with less `mass` than `below`, and those with any, of the tier's texts."""
+        self, judge_id: int, run_id: int, position: int, below: float = 0.5, sample: int = 256
+    ) -> tuple[int, int, int]:
+        """Of the tier's first texts: low `mass`, any mass, and not judged yet.
+
+        Args:
+            judge_id: who judges.
+            run_id: the run.
+            position: of the tier.
+            below: a judgement with less mass is low.
+            sample: how many texts are looked at.
+        """
+        parameters = {
+            "judge_id": judge_id, "run_id": run_id, "position": position,
+            "below": below, "sample": sample,
+        }  # fmt: skip
         with self._reading() as connection:
-            low, known = connection.execute(
-                judging.LOW_MASS,
-                {"judge_id": judge_id, "run_id": run_id, "position": position, "below": below},
-            ).one()
-            return int(low), int(known)
+            low, known, waiting = connection.execute(judging.LOW_MASS, parameters).one()
+            return int(low), int(known), int(waiting)
 
     # Deciding
 

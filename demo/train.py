@@ -3,8 +3,8 @@
 python -m demo.train --only small
 
 What made training short: examples of one criterion and one sentence first; skill lists that grow
-from one entry; and a mark at the end of each sentence that settles a criterion, where the target is
-yes or no although the record goes on.
+from one entry; a mark at the end of each sentence that settles a criterion, where the target is
+yes or no although the record goes on; and one block more, after the marks, to gather the verdict.
 """
 
 import argparse

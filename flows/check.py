@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from flows.ingest import first_text, source_files
 from tiers.base import Job, inspect, job_of
@@ -46,18 +45,18 @@ def show_inspection(found: dict[str, Any], console: Console) -> None:
     for file in found["files"]:
         console.print(f"file   {file['name']}, {file['megabytes']:,.1f} MB")
     if found["candidate"]:
-        console.print(f"first  candidate {escape(found['candidate']['key'])}")
+        console.print(f"first  candidate {found['candidate']['key']}")
     for tier in found["tiers"]:
-        console.print(f"\n[bold]tier {tier['name']}[/bold]: {escape(tier['model'])}")
+        console.print(f"\ntier {tier['name']}: {tier['model']}", style="bold")
         if tier["prompt"] is None:
             continue
         console.print(
             f"{tier['shared_tokens']:,} tokens shared by all candidates, "
             f"{tier['own_tokens']:,} of this one"
         )
-        console.print(escape(tier["prompt"]), style="dim")
+        console.print(tier["prompt"], style="dim")
     for problem in found["problems"]:
-        console.print(escape(problem), style="red")
+        console.print(problem, style="red")
     if not found["problems"]:
         console.print("\nall is well", style="green")
 

@@ -16,7 +16,6 @@ import orjson
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from db.store import Explanation, JudgementDetail, RunStatus, Store, StoreError
@@ -55,8 +54,11 @@ Verdict = Annotated[
 ]
 
 # A table cut to the 80 columns of a pipe helps nobody.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Nothing is markup: a candidate's text may hold [brackets].
+out = Console(
+    highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160
+)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class Format(StrEnum):
@@ -173,6 +175,7 @@ def results(
     database: Database = None,
     verdict: Verdict = None,
     output: Annotated[Path | None, typer.Option(help="A file; default: stdout.")] = None,
+    as_json: AsJson = False,
     format_: Annotated[
         Format | None, typer.Option("--format", help="Default: as the file.")
     ] = None,
@@ -180,7 +183,10 @@ def results(
     """Write a line a candidate: key, verdict, tier, score, then each tier's score and reading."""
     store = _store(database)
     rows = store.results(store.find_run(run_key).id, verdict=verdict)
-    write_results(rows, output, format_ or _format_of(output))
+    if output is not None and not output.parent.is_dir():
+        _fail(f"the folder {output.parent} does not exist; make it, or give another --output")
+    chosen = format_ or (Format.JSONL if as_json else _format_of(output))
+    write_results(rows, output, chosen)
 
 
 @app.command(epilog="Example: `tamis explain monday A0000017`")
@@ -239,7 +245,10 @@ def current(database: Database = None) -> None:
     """Print the database's revision."""
     from db.engine import current as current_revision
 
-    out.print(current_revision(Settings().database(database)) or "empty")
+    url = Settings().database(database)
+    file = Path(url.removeprefix("sqlite:///"))
+    missing = url.startswith("sqlite:///") and not file.exists()
+    out.print("empty" if missing else current_revision(url) or "empty")
 
 
 def screen_once(
@@ -268,7 +277,7 @@ def _run_flow(definition: Screen, key: str | None, limit: int | None) -> str:
     try:
         screen(definition, key=chosen, limit=limit)
     except TierError as error:
-        err.print(str(error), markup=False)
+        err.print(str(error))
     except KeyboardInterrupt:
         err.print(f"\nstopped; what was judged is kept. Go on with the same command (run {chosen})")
         raise typer.Exit(130) from None
@@ -354,7 +363,7 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str) -> Non
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.4f}" if abs(value) < 1 else f"{value:,.2f}"
     return "" if value is None else str(value)
 
 
@@ -377,7 +386,7 @@ def _show_explanation(found: Explanation) -> None:
     out.print(
         f"{found.key}: {found.verdict}" + (f", {found.why}" if found.why else ""), style="bold"
     )
-    out.print(found.text or "(no text)", markup=False)
+    out.print(found.text or "(no text)")
     table = Table()
     for name in ("tier", "score", "reading", "outcome", "why"):
         table.add_column(name, justify="right" if name == "score" else "left")
@@ -385,7 +394,7 @@ def _show_explanation(found: Explanation) -> None:
         score = "" if detail.score is None else f"{detail.score:.4f}"
         why = detail.error or _because(detail)
         outcome = str(detail.outcome or "pending")
-        table.add_row(detail.tier, score, escape(detail.reading or ""), outcome, escape(why))
+        table.add_row(detail.tier, score, detail.reading or "", outcome, why)
     out.print(table)
 
 
@@ -414,7 +423,7 @@ def _exit_code(finished: dict[str, Any]) -> int:
 
 
 def _fail(message: str) -> NoReturn:
-    err.print(message, style="red", markup=False)
+    err.print(message, style="red")
     raise SystemExit(USAGE)
 
 

@@ -55,7 +55,6 @@ def run_demo(database: str | None, *, count: int, seed: int, console: Console) -
         "AND verdict = 'accepted' ORDER BY score DESC LIMIT 5\"\n"
         "  tamis ui                      the runs in the Prefect UI\n"
         "  tamis init my-screen          a screen file of your own",
-        markup=False,
     )
     return 0 if finished["pending"] == finished["failed"] == 0 else 3
 

@@ -4,6 +4,8 @@ import csv
 import glob
 import gzip
 import sys
+import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain, islice
@@ -12,7 +14,6 @@ from typing import Any, NamedTuple
 
 import duckdb
 import orjson
-from jinja2 import TemplateError
 
 from db.store import BadRow, Ingested, Row, Store
 from tiers.config import Candidates, ScreenError
@@ -22,7 +23,10 @@ CHUNK = 1_000
 CHUNK_BYTES = 8 << 20
 LOOK_AHEAD = 100
 """So many rows at the beginning without the key column, and the column's name is wrong."""
-RAW_CHARACTERS = 2_000
+EXACT = 2.0**53
+"""Whole numbers from here on are not exact in JSON: two keys could become one."""
+LONGEST_RECORD = 2_000
+"""Lines that one CSV record may span; more, and a quote was opened and never closed."""
 
 
 class Record(NamedTuple):
@@ -96,20 +100,32 @@ def source_files(source: str) -> list[Path]:
 
 
 def read_records(path: Path, candidates: Candidates) -> Iterator[Read]:
-    """The rows of one file, checked for the columns that the screen names."""
-    records = _READERS[_kind(path)](path)
+    """The rows of one file, checked for the columns that the screen names.
+
+    Raises:
+        ScreenError: the file cannot be read, or no row of its beginning has a column.
+    """
+    records = _readable(path)
     head = list(islice(records, LOOK_AHEAD))
     known = dict.fromkeys(chain.from_iterable(r.fields for r in head if isinstance(r, Record)))
     if known:
-        needed = {"key": {candidates.key}, "text": named_fields(candidates.text)}
+        # A record of JSON may lack what others have; it is then reviewed by itself.
+        named = set() if _kind(path) in (".jsonl", ".ndjson") else named_fields(candidates.text)
         problems = [
             f"candidates.{setting}: names '{name}', which {path.name} lacks; it has {_list(known)}"
-            for setting, names in needed.items()
+            for setting, names in {"key": {candidates.key}, "text": named}.items()
             for name in sorted(names - known.keys())
         ]
         if problems:
             raise ScreenError(str(path), problems)
     return chain(head, records)
+
+
+def _readable(path: Path) -> Iterator[Read]:
+    try:
+        yield from _READERS[_kind(path)](path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ScreenError(str(path), [f"candidates.from: cannot be read: {error}"]) from error
 
 
 def to_rows(records: Iterable[Read], candidates: Candidates, path: Path) -> Iterator[Row | BadRow]:
@@ -120,14 +136,17 @@ def to_rows(records: Iterable[Read], candidates: Candidates, path: Path) -> Iter
             yield record
             continue
         line, fields = record
-        raw = orjson.dumps(fields, default=str)
+        raw = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
         key = fields.get(candidates.key)
+        if isinstance(key, float) and abs(key) >= EXACT:
+            yield _bad(path, line, "the key is too large a number; write it as text", raw)
+            continue
         if key is None or key == "":
             yield _bad(path, line, f"no value in the key column '{candidates.key}'", raw)
             continue
         try:
             text, problem = render(fields).strip(), None
-        except TemplateError as error:
+        except Exception as error:  # noqa: BLE001 - a template may divide, join, or call anything
             text, problem = "", f"the template fails: {error}"
         if not text and problem is None:
             problem = "empty text"
@@ -162,7 +181,7 @@ def _list(names: Iterable[str]) -> str:
 
 def _bad(path: Path, line: int, reason: str, raw: bytes | str) -> BadRow:
     text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return BadRow(path.name, line, reason, text.replace("\0", "\ufffd")[:RAW_CHARACTERS])
+    return BadRow(path.name, line, reason, text.replace("\0", "\ufffd"))
 
 
 def _open(path: Path) -> AbstractContextManager[Iterable[bytes]]:
@@ -192,29 +211,80 @@ def _read_csv(path: Path) -> Iterator[Read]:
     """
     csv.field_size_limit(sys.maxsize)
     with _open(path) as file:
-        # A byte that is no UTF-8 becomes a lone surrogate, which marks its row alone.
-        lines = (line.decode("utf-8", "surrogateescape") for line in file)
-        first = next(lines, "").removeprefix("\ufeff")
-        delimiter = max(",;\t|", key=first.count) if path.suffix != ".tsv" else "\t"
-        reader = csv.reader(chain([first], lines), delimiter=delimiter)
-        names = next(reader, [])
+        lines = _Lines(file, path)
+        delimiter = max(",;\t|", key=lines.first.count) if path.suffix != ".tsv" else "\t"
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            names = next(reader, [])
+        except csv.Error as error:
+            said = f"candidates.from: the line of column names is no CSV: {error}"
+            raise ScreenError(str(path), [said]) from error
         if doubled := {name for name in names if names.count(name) > 1}:
             said = f"candidates.from: two columns are called '{doubled.pop()}'; rename one"
             raise ScreenError(str(path), [said])
-        start = reader.line_num + 1
-        for values in reader:
-            line, start = start, reader.line_num + 1
-            if not values:
+        while True:
+            lines.begin_record()
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield _bad(path, lines.start, f"no CSV: {error}", lines.give_back())
                 continue
-            fields = dict(zip(names, values, strict=False))
-            joined = "\x1f".join(values)
-            if len(values) != len(names):
-                said = f"{len(values)} values under {len(names)} column names"
-                yield _bad(path, line, said, delimiter.join(values).encode("utf-8", "replace"))
-            elif not joined.isascii() and _has_surrogates(joined):
-                yield _bad(path, line, "invalid UTF-8", joined.encode("utf-8", "surrogateescape"))
-            else:
-                yield Record(line, fields)
+            if values:
+                yield _csv_record(path, lines.start, names, values)
+
+
+def _csv_record(path: Path, line: int, names: list[str], values: list[str]) -> Read:
+    joined = ",".join(values)
+    if len(values) != len(names):
+        said = f"{len(values)} values under {len(names)} column names"
+        return _bad(path, line, said, joined.encode("utf-8", "replace"))
+    if not joined.isascii() and _has_surrogates(joined):
+        return _bad(path, line, "invalid UTF-8", joined.encode("utf-8", "surrogateescape"))
+    return Record(line, dict(zip(names, values, strict=True)))
+
+
+class _Lines:
+    """The lines of a CSV file, with a way back: a broken record costs its first line only."""
+
+    def __init__(self, file: Iterable[bytes], path: Path) -> None:
+        # A byte that is no UTF-8 becomes a lone surrogate, which marks its row alone.
+        self._lines = (line.decode("utf-8", "surrogateescape") for line in file)
+        self.first = next(self._lines, "").removeprefix("\ufeff")
+        if "\0" in self.first:
+            said = "candidates.from: is not UTF-8 text; save it as UTF-8"
+            raise ScreenError(str(path), [said])
+        self._again: deque[str] = deque([self.first])
+        self._record: list[str] = []
+        self._number = 0
+
+    @property
+    def start(self) -> int:
+        """The line on which the current record begins."""
+        return self._number - len(self._record) + 1
+
+    def begin_record(self) -> None:
+        self._record.clear()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if len(self._record) >= LONGEST_RECORD:
+            raise csv.Error("a quote is opened and not closed")
+        line = self._again.popleft() if self._again else next(self._lines)
+        self._record.append(line)
+        self._number += 1
+        return line
+
+    def give_back(self) -> str:
+        """Keep the record's first line, and have the others read again."""
+        first, *others = self._record
+        self._again.extendleft(reversed(others))
+        self._number -= len(others)
+        self._record = [first]
+        return first.rstrip("\r\n")
 
 
 def _has_surrogates(text: str) -> bool:

@@ -40,7 +40,7 @@ class Bars:
         self._done = 0
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(text, highlight=False, markup=False)
 
     def start(self, name: str, total: int | None) -> None:
         self._step = self._progress.add_task(name, total=total, rate="")

@@ -4,8 +4,10 @@ Prefect carries ids and counts; the database carries data. Resume is a query: wh
 judgement is judged, whoever stopped before and however.
 """
 
+import _thread
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +19,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from db.engine import check_ready, open_engine
-from db.store import Run, RunState, Store, TierPlan, TierState
+from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan, TierState
 from flows.ingest import ingest, source_files
 from flows.progress import Display, display
 from flows.report import ProgressArtifact, publish
 from flows.settings import Settings
-from tiers.base import Job, Tier, identity, job_of, open_tier
+from tiers.base import Job, Tier, identity, inspect, job_of, open_tier
 from tiers.config import Screen
 from tiers.types import Candidate, Judgement, Outcome, TierError
 
@@ -68,13 +70,17 @@ def screen(definition: Screen, key: str | None = None, limit: int | None = None)
         run = open_run(store, definition, key)
         with working(store, run), display() as shown:
             _tell(f"run {run.key} of screen {run.screen}", shown)
+            # Before anything is decided anew: a run keeps the judges that it began with.
+            judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
+            if (context := FlowRunContext.get()) and context.flow_run:
+                store.set_flow_run(run.id, str(context.flow_run.id))
             shown.start("reading", None)
             read = ingest(store, run.id, definition.candidates, limit=limit)
             shown.advance(read.added)
             _tell(f"read: {read.added:,} new, {read.duplicate:,} repeated, {read.bad:,} bad", shown)
             store.undecide(run.id)
             for position, job in enumerate(jobs):
-                work = TierWork(store, run, position, job, identities[position])
+                work = TierWork(store, run, position, job, judges[position])
                 judge_tier(work, shown)
                 decided = store.decide(run.id, position)
                 _tell(f"{work.name}: {_in_words(decided)}", shown)
@@ -107,7 +113,7 @@ def prepare(definition: Screen, key: str | None) -> str:
     check_ready(url)
     source_files(definition.candidates.source)
     for position in range(len(definition.tiers)):
-        identity(job_of(definition, position))
+        inspect(job_of(definition, position), "")
     engine = open_engine(url)
     try:
         return open_run(Store(engine), definition, key).key
@@ -130,6 +136,9 @@ def working(store: Store, run: Run) -> Iterator[None]:
     if holder is not None and _is_dead(holder):
         store.unlock(run.id, holder)
     store.lock(run.id, lock_owner(), seconds=LOCK_SECONDS)
+    over = threading.Event()
+    keeper = threading.Thread(target=_keep_lock, args=(store, run, over), daemon=True)
+    keeper.start()
     state, reason = RunState.FAILED, None
     try:
         yield
@@ -145,8 +154,22 @@ def working(store: Store, run: Run) -> Iterator[None]:
         reason = f"{type(error).__name__}: {error}"
         raise
     finally:
+        over.set()
+        keeper.join()
         store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
         store.unlock(run.id, lock_owner())
+
+
+def _keep_lock(store: Store, run: Run, over: threading.Event) -> None:
+    """Renew the lock however long a block, a model's loading or a reading takes."""
+    while not over.wait(LOCK_SECONDS / 10):
+        try:
+            store.renew(run.id, lock_owner(), seconds=LOCK_SECONDS)
+        except DatabaseError:
+            continue  # the main thread meets the same trouble, and tells it
+        except StoreError:
+            _thread.interrupt_main()  # another process took the run over: leave it to that one
+            return
 
 
 def lock_owner() -> str:
@@ -176,7 +199,7 @@ class TierWork:
     run: Run
     position: int
     job: Job
-    identity: dict[str, object]
+    judge_id: int
 
     @property
     def name(self) -> str:
@@ -199,9 +222,8 @@ def judge_tier(work: TierWork, shown: Display) -> None:
         TierError: the engine cannot be opened, or does not answer the question asked.
     """
     store, run, position = work.store, work.run, work.position
-    judge_id = store.set_judge(run.id, position, work.identity)
-    total = store.count_unjudged(run.id, position, judge_id)
-    _check_mass(work, judge_id)  # what an earlier attempt stopped for still holds
+    total = store.count_unjudged(run.id, position, work.judge_id)
+    _check_mass(work)  # what an earlier attempt stopped for still holds
     if total == 0:
         store.set_tier_state(run.id, position, TierState.DONE)
         return
@@ -213,7 +235,7 @@ def judge_tier(work: TierWork, shown: Display) -> None:
     try:
         tier = open_tier(work.job)
         loaded = time.monotonic() - began
-        _judge_blocks(work, tier, judge_id, total, shown, artifact)
+        _judge_blocks(work, tier, total, shown, artifact)
     except BaseException as error:
         reason = str(error) or type(error).__name__
         seconds = time.monotonic() - began
@@ -243,7 +265,6 @@ def judge_tier(work: TierWork, shown: Display) -> None:
 def _judge_blocks(
     work: TierWork,
     tier: Tier,
-    judge_id: int,
     total: int,
     shown: Display,
     artifact: ProgressArtifact,
@@ -251,10 +272,10 @@ def _judge_blocks(
     """Cut the work into blocks, each long enough that Prefect's own cost does not show."""
     after, size, done = 0, FIRST_BLOCK, 0
     while True:
-        block = judge_block(work, tier, judge_id, after, size, shown)
+        block = judge_block(work, tier, after, size, shown)
         artifact.update(done)
         if done == 0 or block.last is None:
-            _check_mass(work, judge_id)
+            _check_mass(work)
         done += block.judged
         if block.last is None:
             return
@@ -269,20 +290,15 @@ def _judge_blocks(
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def judge_block(
-    work: TierWork, tier: Tier, judge_id: int, after: int, size: int, shown: Display
-) -> Block:
+def judge_block(work: TierWork, tier: Tier, after: int, size: int, shown: Display) -> Block:
     """Judge one block and store its judgements as they come."""
-    began = renewed = time.monotonic()
-    reader = _Reader(work, judge_id, after)
+    began = time.monotonic()
+    reader = _Reader(work, after)
     judged = 0
     for judgements in _flushes(tier.judge(islice(reader, size))):
-        work.store.record(work.run.id, judge_id, judgements)
+        work.store.record(work.run.id, work.judge_id, judgements)
         judged += len(judgements)
         shown.advance(len(judgements))
-        if time.monotonic() - renewed > LOCK_SECONDS / 10:
-            renewed = time.monotonic()
-            work.store.renew(work.run.id, lock_owner(), seconds=LOCK_SECONDS)
     last = reader.last if judged >= size else None
     return Block(judged, last, time.monotonic() - began)
 
@@ -290,15 +306,14 @@ def judge_block(
 class _Reader:
     """Streams a tier's unjudged candidates, a page at a time."""
 
-    def __init__(self, work: TierWork, judge_id: int, after: int) -> None:
+    def __init__(self, work: TierWork, after: int) -> None:
         self._work = work
-        self._judge_id = judge_id
         self.last = after
 
     def __iter__(self) -> Iterator[Candidate]:
         work, page_end = self._work, self.last
         while page := work.store.unjudged(
-            work.run.id, work.position, self._judge_id, after=page_end, limit=PAGE
+            work.run.id, work.position, work.judge_id, after=page_end, limit=PAGE
         ):
             page_end = page[-1].id
             for candidate in page:
@@ -320,14 +335,16 @@ def _flushes(judgements: Iterator[Judgement]) -> Iterator[list[Judgement]]:
         yield ready
 
 
-def _check_mass(work: TierWork, judge_id: int) -> None:
+def _check_mass(work: TierWork) -> None:
     """Stop a tier whose model does not answer the question, before anything is decided by it.
 
     Raises:
         TierError: most judgements gave the answers asked for less than half of the probability.
     """
-    low, known = work.store.low_mass(judge_id, work.run.id, work.position, below=MASS_NEEDED)
-    if known and low > known / 2:
+    low, known, waiting = work.store.low_mass(
+        work.judge_id, work.run.id, work.position, below=MASS_NEEDED, sample=FIRST_BLOCK
+    )
+    if not waiting and known and low > known / 2:
         raise TierError(
             f"tier '{work.name}' stopped: the model gave the answers asked for less than "
             f"{MASS_NEEDED:.0%} of the probability on {low:,} of {known:,} candidates, so it does "

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from db.engine import check_ready, current, open_engine, read_only_engine, upgrade
 from db.errors import DatabaseError, StoreError
@@ -101,7 +101,7 @@ def test_a_read_only_engine_cannot_write(database_url):
     ):
         connection.execute(text("INSERT INTO judge (digest, description) VALUES ('a', '{}')"))
     engine.dispose()
-    with pytest.raises(StoreError, match="it is read-only"):
+    with pytest.raises(StoreError, match="only questions are answered"):
         ask(database_url, "DELETE FROM judge")
 
 
@@ -186,3 +186,27 @@ def test_a_mistake_in_a_query_is_not_taken_for_trouble_of_the_database(database_
 def test_an_unknown_host_is_told():
     with pytest.raises(DatabaseError, match="the server cannot be reached"):
         check_ready("postgresql://nowhere.invalid/tamis")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM run",
+        "CREATE TABLE more (a int)",
+        "SELECT 1; CREATE TABLE more (a int)",
+        "SET TRANSACTION READ WRITE; CREATE TABLE more (a int); COMMIT",
+    ],
+)
+def test_a_typed_query_can_change_nothing(database_url, query):
+    check_ready(database_url)
+    with pytest.raises(StoreError):
+        ask(database_url, query)
+    engine = open_engine(database_url)
+    assert "more" not in inspect(engine).get_table_names()
+    engine.dispose()
+
+
+def test_a_typed_query_is_taken_as_it_stands(database_url):
+    check_ready(database_url)
+    (row,) = ask(database_url, "SELECT 7 % 4 AS a, 'x%y:z' AS b, 1 AS c, 2 AS c")
+    assert row == {"a": 3, "b": "x%y:z", "c": 1, "c_2": 2}

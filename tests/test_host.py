@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tiers.base import Job
+from tiers.base import Job, identity
 from tiers.config import PythonTier
 from tiers.host import CHUNK, HostedTier
 from tiers.types import Candidate, Judgement, TierError
@@ -83,8 +83,30 @@ def test_a_crash_costs_the_one_candidate_that_causes_it(how: str) -> None:
 
 
 def test_an_engine_that_dies_of_everybody_stops_the_tier() -> None:
+    judged = []
     with hosted("Crashing") as tier, pytest.raises(TierError, match="in a row"):
-        judge(tier, ["abort"] * 50)
+        judged += tier.judge(Candidate(i, "abort") for i in range(50))
+    assert not judged, "nobody is blamed for what is the engine's fault"
+
+
+def test_two_tiers_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    scores = {}
+    for folder, score in (("a", 0.9), ("b", 0.05)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(
+            "from tiers.types import Judgement\nclass Mine:\n    def __init__(self, rubric): pass\n"
+            f"    def judge(self, candidates):\n"
+            f"        for candidate in candidates: yield Judgement(candidate.id, {score})\n"
+        )
+        config = PythonTier(
+            name=folder, backend="python", path="mine:Mine", folder=str(tmp_path / folder)
+        )
+        scores[folder] = (identity(Job("r", config)), Job("r", config))
+    assert scores["a"][0] != scores["b"][0]
+    for folder, score in (("a", 0.9), ("b", 0.05)):
+        tier = HostedTier(scores[folder][1])
+        assert [j.score for j in tier.judge([Candidate(1, "x")])] == [score]
+        tier.close()
 
 
 def test_what_is_no_score_is_never_a_low_one() -> None:

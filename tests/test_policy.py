@@ -18,13 +18,14 @@ SCORES = st.lists(
 
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
-    low, high = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
-    top = draw(st.one_of(st.none(), st.integers(1, 50), st.floats(0.01, 0.99)))
-    return Policy(
-        reject_below=draw(st.sampled_from([None, low])),
-        accept_above=draw(st.sampled_from([None, high])),
-        top=top,
-    )
+    numbers = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1)
+    low, high = sorted((draw(numbers), draw(numbers)))
+    top = draw(st.none() | st.integers(1, 8) | st.integers(1, 50) | st.floats(0.01, 0.99))
+    bounds = st.sampled_from([(low, None), (None, high), (low, high), (None, None)])
+    reject_below, accept_above = draw(bounds)
+    if top is reject_below is accept_above:  # None, all three: a policy has to set something
+        reject_below = low
+    return Policy(reject_below=reject_below, accept_above=accept_above, top=top)
 
 
 def keys(scores: list[float | None]) -> list[str]:
@@ -110,12 +111,20 @@ def test_a_share_is_of_all_that_were_scored() -> None:
     assert decided.count(Outcome.PROMOTE) == 2
 
 
+@pytest.mark.parametrize(("share", "count"), [(0.07, 7), (0.55, 55), (0.071, 8)])
+def test_a_share_is_what_it_says_in_decimals(share: float, count: int) -> None:
+    assert Policy(top=share).quota(100) == count
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"reject_below": 0.9, "accept_above": 0.1}, "lower number in reject_below"),
         ({"top": 1.5}, "neither a count nor a share"),
         ({"top": 0}, "greater than 0"),
+        ({}, "sets nothing"),
+        ({"reject_below": True}, "valid number"),
+        ({"top": True}, "valid integer"),
         ({"reject_below": 2}, "less than or equal to 1"),
     ],
 )

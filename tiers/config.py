@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     ModelWrapValidatorHandler,
     Tag,
     ValidationError,
@@ -166,7 +167,7 @@ class PythonTier(TierSection):
     backend: Literal["python"]
     path: str = Field(pattern=r"^[\w.]+:\w+$")
     """`package.module:Class`, importable from the screen file's folder."""
-    options: dict[str, Any] = {}
+    options: dict[str, JsonValue] = {}
     folder: str = "."
 
 
@@ -230,12 +231,29 @@ def load_screen(path: Path) -> Screen:
         raise ScreenError(str(path), [f"is not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(value, dict):
         raise ScreenError(str(path), ["holds no screen; `tamis init` writes one to start from"])
+    problems = list(_repeated_keys(tree))
     try:
         screen = Screen.model_validate(value)
     except ValidationError as error:
-        problems = [_problem(fault, tree) for fault in error.errors()]
+        problems += [_problem(fault, tree) for fault in error.errors()]
         raise ScreenError(str(path), problems) from error
+    if problems:
+        raise ScreenError(str(path), problems)
     return _anchored(screen, path.resolve().parent)
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[str]:
+    """YAML would quietly take the last of two equal keys."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, child in node.value:
+            if str(key.value) in seen:
+                yield f"{key.value} (line {key.start_mark.line + 1}): stands twice; keep one"
+            seen.add(str(key.value))
+            yield from _repeated_keys(child)
+    elif isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            yield from _repeated_keys(child)
 
 
 def _faults_between_tiers(value: Mapping[str, Any]) -> Iterator[InitErrorDetails]:

@@ -44,8 +44,7 @@ class HostedTier:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._in_flight: dict[int, Candidate] = {}
-        self._culprits = 0
-        self.load_seconds = 0.0
+        self._convicted: list[Judgement] = []
         self.rates: Mapping[str, float] = {}
         self._start()
 
@@ -63,10 +62,10 @@ class HostedTier:
         while True:
             try:
                 yield from self._stream(source)
-                return
-            except EngineDied as death:
-                suspects = self._restart()
-                yield from self._isolate(suspects, death)
+                break
+            except EngineDied:
+                yield from self._isolate(self._restart())
+        yield from self._release()
 
     def close(self) -> None:
         """End the child and wait until its memory is back."""
@@ -85,7 +84,6 @@ class HostedTier:
         self._child.kill()
 
     def _start(self) -> None:
-        began = time.perf_counter()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._connection, theirs = Pipe()
         self._child = subprocess.Popen(  # noqa: S603 - our own module, no shell
@@ -109,7 +107,6 @@ class HostedTier:
             self.close()
             raise TierError(f"tier '{self._job.config.name}': {said}")
         self.rates = said
-        self.load_seconds += time.perf_counter() - began
 
     def _restart(self) -> list[Candidate]:
         """Open the engine again; return the candidates that were in flight."""
@@ -142,7 +139,7 @@ class HostedTier:
                 case "more", _:
                     self._send(("chunk", self._next_chunk(source)))
                 case "judged", judgements:
-                    self._culprits = 0
+                    yield from self._release()  # the engine works: it was those candidates
                     for judgement in judgements:
                         self._in_flight.pop(judgement.id, None)
                     yield from judgements
@@ -171,7 +168,7 @@ class HostedTier:
                 break
         return chunk
 
-    def _isolate(self, suspects: list[Candidate], death: EngineDied) -> Iterator[Judgement]:
+    def _isolate(self, suspects: list[Candidate]) -> Iterator[Judgement]:
         """Judge the suspects in ever smaller groups; who kills the engine alone is the culprit."""
         middle = (len(suspects) + 1) // 2
         for group in (suspects[:middle], suspects[middle:]):
@@ -179,21 +176,25 @@ class HostedTier:
                 continue
             try:
                 yield from self._stream(iter(group))
-            except EngineDied as again:
+            except EngineDied as death:
                 left = self._restart()
                 if len(left) > 1:
-                    yield from self._isolate(left, again)
+                    yield from self._isolate(left)
                 elif left:
-                    yield self._convict(left[0], again)
+                    self._convict(left[0], death)
 
-    def _convict(self, culprit: Candidate, death: EngineDied) -> Judgement:
-        self._culprits += 1
-        if self._culprits >= CULPRITS_IN_A_ROW:
+    def _convict(self, culprit: Candidate, death: EngineDied) -> None:
+        """Hold a candidate responsible, but say so only once the engine is seen to work."""
+        self._convicted.append(Judgement(culprit.id, None, error=str(death)))
+        if len(self._convicted) >= CULPRITS_IN_A_ROW:
             raise TierError(
-                f"tier '{self._job.config.name}' died of {self._culprits} candidates in a row: "
-                f"{death}; the engine or its settings are at fault"
+                f"tier '{self._job.config.name}' died of {len(self._convicted)} candidates in a "
+                f"row: {death}; the engine or its settings are at fault"
             )
-        return Judgement(culprit.id, None, error=str(death))
+
+    def _release(self) -> Iterator[Judgement]:
+        yield from self._convicted
+        self._convicted.clear()
 
 
 def _serve(connection: Connection) -> None:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 
 from tiers.types import Outcome
 
@@ -17,17 +18,21 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    reject_below: float | None = Field(None, ge=0, le=1)
+    reject_below: float | None = Field(None, ge=0, le=1, strict=True)
     """Scores strictly below are rejected."""
-    accept_above: float | None = Field(None, ge=0, le=1)
+    accept_above: float | None = Field(None, ge=0, le=1, strict=True)
     """Scores strictly above are accepted at once."""
-    top: int | float | None = Field(None, gt=0)
+    top: StrictInt | StrictFloat | None = Field(None, gt=0)
     """How many of those between the thresholds go on: a count (10000), or a share of all that
     the tier scored (0.25). Ties go to the lower key."""
 
     @model_validator(mode="after")
     def _coherent(self) -> "Policy":
         low, high = self.reject_below, self.accept_above
+        if low is None and high is None and self.top is None:
+            raise ValueError(
+                "sets nothing; write reject_below, accept_above or top, or leave it out"
+            )
         if low is not None and high is not None and low > high:
             raise ValueError(
                 f"reject_below {low} lies above accept_above {high}; "
@@ -43,7 +48,8 @@ class Policy(BaseModel):
     def quota(self, scored: int) -> int | None:
         """How many candidates `top` lets through of `scored` ones; None for no limit."""
         if isinstance(self.top, float):
-            return math.ceil(self.top * scored)
+            # As written: 0.07 of 100 are 7, which floating point makes 8.
+            return math.ceil(Fraction(str(self.top)) * scored)
         return self.top
 
     def between(self, *, last: bool) -> Outcome:

@@ -47,7 +47,8 @@ SELECT
   tier,
   CAST(SUM(reached) AS BIGINT) AS reached,
   CAST(SUM(paid) AS BIGINT) AS judged,
-  CAST(SUM(answered) - SUM(paid) AS BIGINT) AS reused,
+  CAST(CASE WHEN SUM(answered) > SUM(paid) THEN SUM(answered) - SUM(paid) ELSE 0 END AS BIGINT)
+    AS reused,
   CAST(SUM(promoted) AS BIGINT) AS promoted,
   CAST(SUM(accepted) AS BIGINT) AS accepted,
   CAST(SUM(rejected) AS BIGINT) AS rejected,

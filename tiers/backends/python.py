@@ -1,8 +1,11 @@
 """A user's own tier: a class of theirs, run in the child process like every engine."""
 
+import hashlib
 import importlib
+import inspect as inspect_module
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from tiers.base import Inspection, Job
@@ -11,12 +14,14 @@ from tiers.types import Candidate, Judgement, TierError
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """The class, its options, the rubric, and the `version` that the class may state."""
+    """The class, its options, the rubric, and its `version`, or else its module's source."""
     config = _config(job)
+    loaded = _load(config)
+    source = Path(str(inspect_module.getfile(loaded))).read_bytes()
     return {
         "backend": "python",
         "path": config.path,
-        "version": str(getattr(_load(config), "version", "1")),
+        "version": str(getattr(loaded, "version", hashlib.sha256(source).hexdigest())),
         "options": config.options,
         "rubric": job.rubric,
     }
@@ -39,21 +44,40 @@ class Python:
         self.rates: Mapping[str, float] = {}
 
     def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
-        for judgement in self._tier.judge(candidates):
+        asked: set[int] = set()
+
+        def noted() -> Iterator[Candidate]:
+            for candidate in candidates:
+                asked.add(candidate.id)
+                yield candidate
+
+        for judgement in self._tier.judge(noted()):
             if not isinstance(judgement, Judgement):
                 raise TierError(
                     f"{self._name}.judge gave {type(judgement).__name__}; "
                     "yield tiers.types.Judgement(candidate.id, score)"
                 )
-            score = judgement.score
-            # NaN passes: the store keeps it as a review.
-            if score is not None and (score < 0 or score > 1):
-                judgement = judgement._replace(score=None, error=f"score {score} is outside 0 to 1")
-            yield judgement
+            if judgement.id not in asked:
+                raise TierError(
+                    f"{self._name}.judge answered under {judgement.id!r}, which was not asked; "
+                    "yield Judgement(candidate.id, score)"
+                )
+            asked.discard(judgement.id)
+            yield judgement._replace(id=int(judgement.id), **_checked(judgement.score))
 
     def close(self) -> None:
         if close := getattr(self._tier, "close", None):
             close()
+
+
+def _checked(score: Any) -> dict[str, Any]:
+    """A plain float, which numpy's are not to a database; or what is wrong with it."""
+    if score is None:
+        return {}
+    value = float(score)
+    if value < 0 or value > 1:  # NaN passes: the store keeps it as a review
+        return {"score": None, "error": f"score {value} is outside 0 to 1"}
+    return {"score": value}
 
 
 def _config(job: Job) -> PythonTier:
@@ -64,11 +88,15 @@ def _config(job: Job) -> PythonTier:
 
 def _load(config: PythonTier) -> Any:
     module, _, name = config.path.partition(":")
-    if config.folder not in sys.path:
-        sys.path.insert(0, config.folder)
+    if config.folder in sys.path:
+        sys.path.remove(config.folder)
+    sys.path.insert(0, config.folder)  # before the folder of another tier with such a module
+    known = sys.modules.get(module)
+    if known is not None and not str(getattr(known, "__file__", "")).startswith(config.folder):
+        del sys.modules[module]
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise TierError(
             f"tier '{config.name}': cannot import {config.path} from {config.folder}: {error}; "
             "write path: package.module:Class, seen from the screen file's folder"
