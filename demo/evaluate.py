@@ -36,7 +36,7 @@ MODELS = Path(__file__).with_name("models")
 SIZES = ("small", "medium", "large")
 MISSED = 0.005
 """Share of all fitting applicants that a tier below the last may reject."""
-PRECISION = 0.98
+PRECISION = 0.995
 """Of what a tier below the last accepts, the share that must fit."""
 LEAST_ACCEPTED = 50
 """Calibration applicants without which an accepting threshold is not believed."""
@@ -156,7 +156,7 @@ def screening_thresholds(scores: Scores, fits: Mask, reached: Mask) -> Threshold
     precision = np.cumsum(fits[reached][order]) / np.arange(1, reached.sum() + 1)
     enough = np.flatnonzero(precision[LEAST_ACCEPTED - 1 :] >= PRECISION) + LEAST_ACCEPTED - 1
     accept_above = scores[reached][order[enough[-1]]] if len(enough) else 2.0
-    return Thresholds(_rounded_down(fitting[missed]), float(np.ceil(accept_above * 1e5) / 1e5))
+    return Thresholds(_rounded_down(fitting[missed]), float(np.ceil(accept_above * 1e4) / 1e4))
 
 
 def _rounded_down(score: float) -> float:
@@ -165,9 +165,13 @@ def _rounded_down(score: float) -> float:
     return float(f"{np.floor(score / unit) * unit:.3g}")
 
 
-def last_threshold(fits: Mask, reached: Mask) -> float:
-    """Even odds for those who reach the last tier, whose models saw as many that fit as not."""
-    return round(1 - float(fits[reached].mean()), 2)
+def even_odds(fits: Mask) -> float:
+    """The score that means an even chance here, from models that saw as many fit as not.
+
+    By the share of the whole population that fits: those who reach the last tier were chosen by
+    scores that agree with its own, so their share would count the same evidence twice.
+    """
+    return round(1 - float(fits.mean()), 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,7 @@ def calibrated(scorers: Sequence[Scorer], cases: Sequence[Case]) -> tuple[list[T
         limits = screening_thresholds(scores, fits, left)
         thresholds.append(limits)
         left = left & (scores >= limits.reject_below) & (scores <= limits.accept_above)
-    return thresholds, last_threshold(fits, left)
+    return thresholds, even_odds(fits)
 
 
 def recall_and_precision(accepted: Mask, fits: Mask) -> str:
@@ -278,10 +282,9 @@ def _report_cascade(scorers: dict[str, Scorer], count: int) -> None:
         f"| cascade | {recall_and_precision(outcome.accepted, fits)} "
         f"| {spent:.1f} | {outcome.reached[-1]:,} |"
     )
-    alone = [1 - float(truth(calibration).mean())] * len(scorers)
-    for size, tier, cost, limit in zip(scorers, scores, seconds, alone, strict=True):
+    for size, tier, cost in zip(scorers, scores, seconds, strict=True):
         calls = count if size == SIZES[-1] else 0
-        row = recall_and_precision(tier >= limit, fits)
+        row = recall_and_precision(tier > last, fits)
         print(f"| {size} alone | {row} | {cost * count:.1f} | {calls:,} |")
 
 

@@ -78,7 +78,7 @@ def test_five_faults_are_five_messages_each_with_its_line(tmp_path: Path) -> Non
         ("ask: score", 'ask: score, prompt: "{{ rubric }}"', "{{ candidate }} 0 times"),
         ("ask: score", "ask: score, n_gpu_layer: 3", "did you mean 'n_gpu_layers'?"),
         ("refine", "2nd", "tiers[2].name"),
-        ("{top: 10000}", "{}", "has no policy"),
+        ("{accept_above: 0.5}", "{}", "sets nothing"),
         ("{accept_above: 0.5}", "{accept_above: true}", "valid number"),
         ("ask: score", "ask: score, ask: yes_no", "stands twice"),
     ],
