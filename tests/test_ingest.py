@@ -152,8 +152,7 @@ def test_a_quote_that_is_never_closed_costs_one_row(home: Home) -> None:
     (home.folder / "a.csv").write_bytes(
         b'id,text\nk1,one\nk2,"starts\nk3,"two\nlines"\nk4,fo\rur\nk5,"a"b\nk6,"open\nk7,last\n'
     )
-    done = home.read("a.csv")
-    assert home.texts() == {"k1": "one", "k7": "last"} | {"k3": "two\nlines"} or done.bad
+    home.read("a.csv")
     reasons = {row["line"]: row["reason"] for row in home.bad()}
     assert "k1" in home.texts()
     assert "k7" in home.texts()
