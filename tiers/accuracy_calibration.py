@@ -53,8 +53,9 @@ def accuracy_regions(scores: Floats, ranks: Ids, target: float) -> tuple[Regions
     sizes = np.searchsorted(rising, levels, side="right")
 
     def wrong(ids: Ids, labels: Labels) -> Mask:
-        answers = np.stack([answer(scores[ids], ranks[ids], level) for level in levels], axis=1)
-        return answers != (labels == 1)[:, None]
+        answers = [answer(scores[ids], ranks[ids], int(level)) for level in levels]
+        errs: Mask = np.stack(answers, axis=1) != (labels == 1)[:, None]
+        return errs
 
     entry = np.searchsorted(levels, first)
     return Regions(entry, sizes, np.full(len(levels), allowed + 1), wrong, 1.0), levels

@@ -35,12 +35,9 @@ from tiers.guarantee import (
 )
 from tiers.precision_calibration import calibrate_precision
 from tiers.recall import allowed_misses, best_kth, bound_of_kth, level, positives_needed
-from tiers.recall_calibration import (
-    PILOT_POSITIVES,
-    PILOT_SHARE,
-    calibrate_recall,
-    recall_of_thresholds,
-)
+from tiers.recall_calibration import calibrate_recall
+from tiers.recall_steps import PILOT_POSITIVES, PILOT_SHARE
+from tiers.what_if import recall_of_thresholds
 
 __all__ = [
     "Calibrator",
@@ -246,8 +243,8 @@ class Plan:
         """The plan in one sentence."""
         if self.labels_needed is None:
             return (
-                f"{self.kind.value} >= {self.target:g} needs {self.positives_needed:,} positives in "
-                "the sample; how many labels that takes depends on the share of positives"
+                f"{self.kind.value} >= {self.target:g} needs {self.positives_needed:,} positives "
+                "in the sample; how many labels that takes depends on the share of positives"
             )
         at = "" if self.prevalence is None else f" at {100 * self.prevalence:g} % positives"
         text = f"{self.labels_needed:,} labels needed{at}"
@@ -312,8 +309,9 @@ def _plan_recall(
         return Plan(Kind.RECALL, target, items, None, budget, needed, None, None)
     positives = max(round(prevalence * items), 1)
     # In a small population fewer are enough.
-    enough = [x for x in range(1, min(needed, positives)) if best_kth(x, positives, target, level(delta))]  # fmt: skip
-    needed = min([*enough, needed])
+    risk = level(delta)
+    fewer = range(1, min(needed, positives))
+    needed = next((x for x in fewer if best_kth(x, positives, target, risk)), needed)
     labels = math.ceil(needed / prevalence - 1e-9)
     if tiers > 1:
         pilot = math.ceil(PILOT_POSITIVES / prevalence)

@@ -23,13 +23,13 @@ def _log_factorials(size: int) -> Floats:
 
 
 def log_factorial(numbers: Ids) -> Floats:
-    """Natural logarithm of n!, exact to 1e-9; infinite for n < 0, so that the impossible weighs 0."""
+    """Natural logarithm of n!, exact to 1e-9; infinite for n < 0: the impossible weighs 0."""
     table = _log_factorials(1 << max(int(numbers.max(initial=1)), 1).bit_length())
     return np.where(numbers < 0, np.inf, table[np.maximum(numbers, 0)])
 
 
 def log_chance(hits: Ids, population: Ids, positives: Ids, draws: Ids) -> Floats:
-    """log P(exactly `hits` positives in the draw); -inf where that cannot be. Shapes broadcast.
+    """Logarithm of P(exactly `hits` positives in the draw); -inf where impossible.
 
     Args:
         hits: positives drawn.
@@ -73,7 +73,8 @@ def chance_of_at_most(most: int, population: Ids, positives: Ids, draws: Ids) ->
         ).sum(axis=0)
         for start in range(0, len(population), width)
     ]
-    return np.minimum(np.concatenate(sums), 1.0)
+    total: Floats = np.minimum(np.concatenate(sums), 1.0)
+    return total
 
 
 def most_positives(population: int, drawn: int, found: int, risk: float) -> int:

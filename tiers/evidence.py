@@ -31,9 +31,13 @@ def log_evidence_of_fewer(errors: Ids, region: Ids, claimed: Ids, drawn: Ids) ->
         drawn: items drawn from the region without replacement, so far.
     """
     fewer = np.floor(FACTORS[:, None] * claimed).astype(np.int64)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # -inf - -inf: see below
         mixed = np.exp(log_chance(errors, region, fewer, drawn)).T @ WEIGHTS
-        return np.log(mixed) - log_chance(errors, region, np.minimum(claimed, region), drawn)
+        null = log_chance(errors, region, np.minimum(claimed, region), drawn)
+        evidence: Floats = np.log(mixed) - null
+    # More errors than any alternative or the hypothesis knows: no evidence of fewer.
+    evidence[np.isnan(evidence)] = -np.inf
+    return evidence
 
 
 def stream_threshold(positives: Floats, target: float, delta: float) -> float:

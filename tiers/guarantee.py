@@ -49,7 +49,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Guarantee:
-    """The promise: `kind` >= `target` with probability >= 1 - `delta`, for at most `budget` labels."""
+    """The promise: `kind` >= `target` with probability >= 1 - `delta`, for `budget` labels."""
 
     kind: Kind
     target: float
@@ -96,7 +96,8 @@ class Guarantee:
         if len(self.costs) == tiers + 1:
             return self.costs
         raise ValueError(
-            f"{len(self.costs)} costs for {tiers} tiers; write one a tier, and the cost of a label last"
+            f"{len(self.costs)} costs for {tiers} tiers; "
+            "write one a tier, and the cost of a label last"
         )
 
 
@@ -168,16 +169,19 @@ class Sample:
 
     @property
     def positive(self) -> Mask:
-        return self.labels == 1
+        found: Mask = self.labels == 1
+        return found
 
     @property
     def negative(self) -> Mask:
-        return self.labels == 0
+        found: Mask = self.labels == 0
+        return found
 
     @property
     def refused(self) -> Mask:
         """Asked, but no label can be had."""
-        return self.asked & (self.labels == UNKNOWN)
+        found: Mask = self.asked & (self.labels == UNKNOWN)
+        return found
 
     def ask(self, ids: Ids) -> Generator[Ids, Labels, Labels]:
         """Labels of these ids in their order; those known are not asked again.

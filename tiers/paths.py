@@ -84,6 +84,7 @@ class Survival:
 
 
 def logit(scores: Floats) -> Floats:
+    """Log odds of scores in [0, 1], finite at both ends."""
     inside = np.clip(scores, 1e-9, 1 - 1e-9)
     return np.log(inside / (1 - inside))
 

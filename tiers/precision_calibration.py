@@ -10,6 +10,7 @@ is an exact p-value, because it grows with x.
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -158,7 +159,7 @@ def tier_levels(scores: Floats, sample: Sample) -> tuple[Floats, Floats]:
 def accept_above(scores: Floats, tiers: Floats, cut: float) -> tuple[float | None, ...]:
     """Each tier's threshold: accepted, strictly above it, is what reaches the level `cut`."""
     if not math.isfinite(cut):
-        return (None,) * scores.shape[1]
+        return tuple(None for _ in range(scores.shape[1]))
     found: list[float | None] = []
     for tier in range(scores.shape[1]):
         inside = scores[tiers[:, tier] >= cut, tier]
@@ -182,7 +183,7 @@ def _pilot(
         edges.append(min(2 * edges[-1] + 2 * STRATUM, len(order)))
     size = max(STRATUM, budget // max(len(edges) - 1, 1))
     empty = 0
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if empty == 2 or sample.used >= budget:
             return
         drawn = rng.choice(order[start:end], min(size, end - start), replace=False)
@@ -264,7 +265,8 @@ def _plan(
     if choice is None:
         return None
     end, size = choice
-    return [float(ranking.levels[rest[end - 1]]), *_tests(ranking, sample, rest[:end], size, chances, target)], size  # fmt: skip
+    lowest = float(ranking.levels[rest[end - 1]])
+    return [lowest, *_tests(ranking, sample, rest[:end], size, chances, target)], size
 
 
 def _tests(

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from tiers.draws import Ids, chance_of_at_most, exact, most_positives
+from tiers.draws import Floats, Ids, chance_of_at_most, exact
 
 COUNT_SHARE = 0.005
 """Share of delta spent on the upper bound of the number of positives. As small as this, 22 drawn
@@ -30,14 +30,14 @@ def level(delta: float) -> float:
 
 
 def allowed_misses(positives: Ids, target: float) -> Ids:
-    """(n,) positives that may be missed of (n,) positives: floor((1 - target) * positives), exactly."""
+    """(n,) how many of (n,) positives may be missed: floor((1 - target) * positives), exactly."""
     share = 1 - exact(target)
     return np.asarray(positives) * share.numerator // share.denominator
 
 
 def failure(
     kth: int, drawn: int, rest: Ids, target: float, *, known: int = 0, kept: bool = True
-) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+) -> Floats:
     """P(the set from the `kth` lowest drawn positive upwards has recall below target).
 
     Args:

@@ -2,9 +2,9 @@
 
 A region is a set of candidates that a cheap tier would answer. The hypothesis against it is that
 it holds at least `claimed` errors. Labels are drawn uniformly from the largest region still in
-play, so those that fall into a smaller one are a uniform draw from that, too. Region j is certified
-once the evidence of all regions up to j has ever reached 1/delta: a fixed sequence of tests, each at
-delta, makes any false one only with probability delta. Nothing is sampled with replacement.
+play, so those that fall into a smaller one are a uniform draw from that, too. Region j is
+certified once the evidence of all regions up to j has ever reached 1/delta: a fixed sequence of
+tests, each at delta, makes any false one only with probability delta.
 """
 
 import math
@@ -19,6 +19,8 @@ from tiers.guarantee import Labels, Mask, Sample
 
 STEPS = 40
 """Regions between those that need no label and all candidates."""
+FIRST = 10
+"""Labels before the walk is judged: one early error must not end it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def walk(
     largest, passed = len(regions.sizes) - 1, _passed(highest, delta)
     while sample.left > 0:
         order = order[regions.entry[order] <= largest]
-        batch = order[: max(2, len(drawn) // 20)]
+        batch = order[: max(2, len(drawn) // 20) if drawn.size else FIRST]
         if not batch.size:
             break
         order = order[len(batch) :]
