@@ -308,9 +308,9 @@ def _plan_recall(
     if prevalence is None:
         return Plan(Kind.RECALL, target, items, None, budget, needed, None, None)
     positives = max(round(prevalence * items), 1)
-    # In a small population fewer are enough.
+    # In a small population fewer are enough; beyond this it is not worth the search.
     risk = level(delta)
-    fewer = range(1, min(needed, positives))
+    fewer = range(1, min(needed, positives) if positives < 10 * needed else 1)
     needed = next((x for x in fewer if best_kth(x, positives, target, risk)), needed)
     labels = math.ceil(needed / prevalence - 1e-9)
     if tiers > 1:

@@ -112,7 +112,7 @@ def plan_test(found: int, most: int, known: int, target: float, delta: float) ->
     """
     risk = level(delta)
     kth = best_kth(found, most, target, risk, known=known)
-    low, high = kth, found
+    low, high = kth if kth else found, found
     while low < high:
         middle = (low + high) // 2
         spare = found - middle

@@ -11,7 +11,7 @@ from tiers.paths import Path, Survival, learn_path
 from tiers.precision_calibration import Early
 
 PILOT_SHARE = 0.3
-PILOT_POSITIVES = 40
+PILOT_POSITIVES = 20
 """A pilot that has found so many positives knows the tiers well enough."""
 
 

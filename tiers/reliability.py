@@ -114,7 +114,7 @@ def platt(scores: Floats, labelled: Mask, positive: Mask) -> Floats:
     logits = np.log(inside / (1 - inside))
     base = float(positive[usable].mean()) if usable.any() else 0.5
     flat = np.where(np.isnan(scores), np.nan, base)
-    if base in (0.0, 1.0):
+    if not usable.any() or base in (0.0, 1.0):
         return flat
     curve = LogisticRegression(C=100.0).fit(logits[usable, None], positive[usable])
     slope, start = float(curve.coef_[0, 0]), float(curve.intercept_[0])

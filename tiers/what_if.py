@@ -69,8 +69,8 @@ def _bound_of_lost(lost: int, result: Result, shares: int, *, simultaneous: bool
     drawn = len(result.drawn_positives)
     kth, looks = lost + 1, 1
     if simultaneous:
-        looks = math.ceil(math.log2(drawn + 1)) + 1  # 1, 2, 4 ... up to all of them and one
-        kth = 1 << lost.bit_length()  # the lowest of those above `lost`
+        looks = drawn.bit_length() + 1  # 1, 2, 4 ... up to all of them and one
+        kth = min(1 << lost.bit_length(), drawn + 1)  # the lowest of those above `lost`
     if drawn == 0:
         return 0.0
     evidence = result.evidence

@@ -1,0 +1,314 @@
+"""Calibration: the contract of ask, tell and result, whatever the scores and labels are."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiers.calibration import (
+    Calibrator,
+    Result,
+    Status,
+    calibrate,
+    plan_calibration,
+    recall_of_thresholds,
+)
+from tiers.draws import Floats
+from tiers.guarantee import Mask, Thresholds
+from tiers.policy import Policy, outcomes
+from tiers.types import Outcome
+
+KINDS = ["recall", "precision", "accuracy"]
+MODES = ["exact", "anytime", "model"]
+
+
+def population(
+    items: int, prevalence: float, tiers: int = 1, *, seed: int = 0
+) -> tuple[Floats, Mask]:
+    """Normal scores, two standard deviations apart, squeezed into (0, 1); better tier by tier."""
+    rng = np.random.default_rng(seed)
+    positive = rng.random(items) < prevalence
+    logits = [rng.normal(positive * (1.5 + 0.5 * tier), 1) - 1 for tier in range(tiers)]
+    scores = 1 / (1 + np.exp(-np.column_stack(logits)))
+    return (scores[:, 0] if tiers == 1 else scores), positive
+
+
+class Oracle:
+    """Knows the labels, and counts what it is asked."""
+
+    def __init__(self, labels: Mask) -> None:
+        self.labels = labels
+        self.asked: list[int] = []
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        self.asked += ids.tolist()
+        return self.labels[ids]
+
+
+def recall_of(result: Result, positive: Mask) -> float:
+    return positive[result.accepted].sum() / positive.sum() if positive.any() else 1.0
+
+
+def same(one: Result, other: Result) -> bool:
+    masks = ("accepted", "promoted", "by_proxy")
+    return (
+        all(np.array_equal(getattr(one, mask), getattr(other, mask)) for mask in masks)
+        and one.thresholds == other.thresholds
+        and one.certified_bound == other.certified_bound
+        and one.labels_used == other.labels_used
+        and one.status is other.status
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("budget", [0, 1, 7, 60, 300, 1000])
+def test_never_more_than_the_budget_and_nobody_twice(kind: str, mode: str, budget: int) -> None:
+    scores, positive = population(300, 0.2)
+    oracle = Oracle(positive)
+    result = calibrate(
+        scores, oracle, kind=kind, target=0.8, delta=0.2, budget=budget, seed=3, mode=mode
+    )
+    assert len(oracle.asked) == len(set(oracle.asked)) == result.labels_used <= budget
+    assert not result.accepted[[i for i in oracle.asked if not positive[i]]].any()
+    assert result.accepted[[i for i in oracle.asked if positive[i]]].all()
+    assert not (result.rejected & (result.accepted | result.promoted)).any()
+
+
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from(KINDS),
+    mode=st.sampled_from(MODES),
+    tiers=st.integers(1, 4),
+    scores=st.lists(
+        st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0, float("nan")]), min_size=4, max_size=4),
+        max_size=60,
+    ),
+    labels=st.sampled_from(["none", "all", "some"]),
+    budget=st.integers(0, 80),
+    early=st.booleans(),
+)
+def test_ties_gaps_and_extremes_never_break_it(
+    kind: str,
+    mode: str,
+    tiers: int,
+    scores: list[list[float]],
+    labels: str,
+    budget: int,
+    early: bool,
+) -> None:
+    table = np.array(scores, float).reshape(-1, 4)[:, :tiers]
+    rng = np.random.default_rng(len(scores))
+    positive = {"none": 0.0, "all": 1.0, "some": 0.5}[labels] > rng.random(len(table))
+    result = calibrate(
+        table,
+        lambda ids: positive[ids],
+        kind=kind,
+        target=0.7,
+        delta=0.3,
+        budget=budget,
+        seed=1,
+        mode=mode,
+        accept_precision=0.7 if early and kind == "recall" else None,
+    )
+    assert result.labels_used <= budget
+    assert len(result.thresholds) == tiers
+    if budget >= len(table) and kind == "recall" and not early and mode == "exact":
+        assert result.status is Status.CERTIFIED
+        assert (result.accepted == positive).all()
+    for threshold in result.thresholds:
+        if threshold != Thresholds():
+            Policy(reject_below=threshold.reject_below, accept_above=threshold.accept_above)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tiers", [1, 3])
+def test_a_killed_calibration_goes_on_as_if_nothing_had_happened(kind: str, tiers: int) -> None:
+    scores, positive = population(800, 0.2, tiers)
+
+    def fresh() -> Calibrator:
+        early = 0.8 if kind == "recall" and tiers > 1 else None
+        return Calibrator(
+            kind, target=0.85, delta=0.2, budget=250, seed=5, accept_precision=early
+        )
+
+    whole, told, asks = fresh(), {}, 0
+    while (ids := whole.ask(scores)).size:
+        resumed = fresh()
+        resumed.tell(told.keys(), told.values())
+        assert np.array_equal(resumed.ask(scores), ids)
+        half = ids[::2]
+        whole.tell(half, positive[half])
+        assert len(ids) == 1 or set(whole.ask()) == set(ids) - set(half)
+        whole.tell(ids[::-1], positive[ids[::-1]])
+        told |= dict(zip(ids.tolist(), positive[ids].tolist(), strict=True))
+        asks += 1
+    resumed = fresh()
+    resumed.tell(list(told)[::-1], list(told.values())[::-1])
+    assert asks > 2
+    assert not resumed.ask(scores).size
+    assert same(whole.result(), resumed.result())
+
+
+def test_repeated_labels_are_ignored_and_contradictions_name_both() -> None:
+    scores, positive = population(200, 0.3)
+    calibrator = Calibrator(budget=50)
+    ids = calibrator.ask(scores)
+    calibrator.tell(ids, positive[ids])
+    calibrator.tell(ids, positive[ids])
+    first = int(ids[0])
+    old, new = ("yes", "no") if positive[first] else ("no", "yes")
+    with pytest.raises(ValueError, match=f"candidate {first} .* {old} before and {new} now"):
+        calibrator.tell([first], [not positive[first]])
+    with pytest.raises(ValueError, match="candidate 7 .* yes before and no now"):
+        Calibrator().tell([7, 7], [1, 0])
+
+
+def test_what_is_asked_wrongly_is_said() -> None:
+    calibrator = Calibrator(budget=10)
+    with pytest.raises(ValueError, match="needs the scores"):
+        calibrator.ask()
+    ids = calibrator.ask(np.linspace(0, 1, 50))
+    with pytest.raises(ValueError, match="labels are still missing"):
+        calibrator.result()
+    with pytest.raises(ValueError, match="not the scores"):
+        calibrator.ask(np.linspace(0, 1, 51))
+    with pytest.raises(ValueError, match="neither yes nor no"):
+        calibrator.tell(ids[:1], [0.5])
+    with pytest.raises(ValueError, match="no row"):
+        calibrator.tell([50], [1])
+    with pytest.raises(ValueError, match="target 1.0"):
+        Calibrator(target=1.0)
+    with pytest.raises(ValueError, match="3 costs for 1 tiers"):
+        Calibrator(costs=[1, 2, 3]).ask(np.zeros(5))
+
+
+def test_no_label_promotes_and_is_named() -> None:
+    scores, positive = population(600, 0.3)
+    answers = np.where(np.arange(600) % 7 == 0, np.nan, positive)
+    result = calibrate(
+        scores, lambda ids: answers[ids], kind="recall", target=0.8, delta=0.1, budget=300, seed=2
+    )
+    assert len(result.unlabelled) > 20
+    assert (result.unlabelled % 7 == 0).all()
+    assert result.promoted[result.unlabelled].all()
+    assert not result.rejected[result.unlabelled].any()
+
+
+def test_thresholds_are_those_of_the_policy() -> None:
+    """The masks are what the policies of the screen would do, one tier after the other."""
+    scores, positive = population(3000, 0.2, 3)
+    scores[::50, 1] = np.nan
+    result = calibrate(
+        scores,
+        lambda ids: positive[ids],
+        kind="recall",
+        target=0.8,
+        delta=0.2,
+        budget=700,
+        seed=4,
+        accept_precision=0.8,
+    )
+    fate = np.full(len(scores), Outcome.PROMOTE, object)
+    for tier, threshold in enumerate(result.thresholds):
+        policy = Policy(reject_below=threshold.reject_below, accept_above=threshold.accept_above)
+        here = np.flatnonzero(fate == Outcome.PROMOTE)
+        keys = [str(i) for i in here]
+        fate[here] = outcomes(scores[here, tier].tolist(), keys, policy, last=False)
+    unseen = result.by_proxy
+    assert result.accept_bound is not None
+    assert (fate[unseen & result.accepted] == Outcome.ACCEPT).all()
+    assert (fate[unseen & ~result.accepted] == Outcome.REJECT).all()
+    assert set(fate[result.promoted]) == {Outcome.PROMOTE, Outcome.REVIEW}
+
+
+def test_a_score_that_is_missing_after_a_rejection_changes_nothing() -> None:
+    scores, positive = population(4000, 0.1, 3)
+    ask = {"kind": "recall", "target": 0.8, "delta": 0.2, "budget": 1500, "seed": 6}
+    full = calibrate(scores, lambda ids: positive[ids], **ask)
+    holes = scores.copy()
+    rejected = holes[:, 0] < full.thresholds[0].reject_below
+    holes[np.ix_(rejected, [1, 2])] = np.nan
+    result = calibrate(holes, lambda ids: positive[ids], **ask)
+    assert result.status is Status.CERTIFIED
+    assert recall_of(result, positive) >= 0.8
+
+
+@pytest.mark.parametrize("labels", [np.zeros(100, bool), np.ones(100, bool)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_scores_keep_the_promise(kind: str, labels: Mask) -> None:
+    result = calibrate(
+        np.full(100, 0.5), lambda ids: labels[ids], kind=kind, target=0.9, delta=0.1, budget=40, seed=0
+    )
+    if kind == "recall":
+        assert recall_of(result, labels) == 1.0
+    if kind == "precision" and result.accepted.any():
+        assert labels[result.accepted].mean() >= 0.9
+    if kind == "accuracy":
+        assert (result.by_proxy & ~labels).sum() <= 10
+
+
+def test_the_plan_gives_the_floor_in_numbers() -> None:
+    for prevalence, labels in ((0.05, 900), (0.02, 2250), (0.01, 4500), (0.005, 9000)):
+        plan = plan_calibration(200_000, target=0.95, delta=0.1, prevalence_hint=prevalence)
+        assert (plan.positives_needed, plan.labels_needed) == (45, labels)
+    plan = plan_calibration(
+        200_000, target=0.95, delta=0.1, prevalence_hint=0.01, budget=1000
+    )
+    assert plan.feasible is False
+    assert plan.message == (
+        "4,500 labels needed at 1 % positives, budget 1,000: "
+        "with 1,000 the best certificate is recall >= 0.71"
+    )
+    assert plan_calibration(200_000, target=0.9, delta=0.1).positives_needed == 22
+    assert plan_calibration(200_000, target=0.9, delta=0.1).feasible is None
+    enough = plan_calibration(1000, target=0.9, delta=0.1, prevalence_hint=0.5, budget=400)
+    assert enough.feasible
+    for kind in ("precision", "accuracy"):
+        plan = plan_calibration(5000, target=0.9, delta=0.1, kind=kind, budget=10)
+        assert plan.feasible is False
+        assert 0 < plan.best_bound < 0.9
+
+
+def test_below_the_floor_nothing_is_rejected_and_the_best_bound_is_given() -> None:
+    scores, positive = population(20_000, 0.01)
+    result = calibrate(
+        scores, lambda ids: positive[ids], kind="recall", target=0.95, delta=0.1, budget=1000, seed=1
+    )
+    assert result.status is Status.INFEASIBLE_BUDGET
+    assert recall_of(result, positive) == 1.0
+    best = result.evidence["best_bound"]
+    assert 0.5 < best < 0.95
+    lower = calibrate(
+        scores, lambda ids: positive[ids], kind="recall", target=best, delta=0.1, budget=1000, seed=1
+    )
+    assert lower.status is Status.CERTIFIED
+
+
+def test_model_mode_is_never_called_a_guarantee() -> None:
+    scores, positive = population(2000, 0.2)
+    for kind in KINDS:
+        result = calibrate(
+            scores, lambda ids: positive[ids], kind=kind, target=0.9, delta=0.1, budget=300,
+            seed=1, mode="model",
+        )  # fmt: skip
+        assert result.status is Status.ASSUMPTION_BASED
+
+
+def test_moved_thresholds_get_a_bound_that_falls_as_they_rise() -> None:
+    scores, positive = population(4000, 0.2, 2)
+    result = calibrate(
+        scores, lambda ids: positive[ids], kind="recall", target=0.9, delta=0.1, budget=1000, seed=1
+    )
+    assert recall_of_thresholds(scores, result.thresholds, result) == result.certified_bound
+    previous = 1.0
+    for low in np.linspace(0.0, 0.9, 15):
+        moved = (Thresholds(reject_below=low), Thresholds())
+        bound = recall_of_thresholds(scores, moved, result)
+        fixed = recall_of_thresholds(scores, moved, result, simultaneous=False)
+        assert bound <= fixed + 1e-9
+        assert bound <= previous
+        previous = bound
+    assert previous < 0.7
+    with pytest.raises(ValueError, match="write one a tier"):
+        recall_of_thresholds(scores, result.thresholds[:1], result)

@@ -1,0 +1,290 @@
+"""The promise itself: counted out for small populations, simulated for large ones."""
+
+from itertools import combinations, permutations, product
+from math import comb, floor
+
+import numpy as np
+import pytest
+
+from tests.test_calibration import population, recall_of
+from tiers import recall_calibration
+from tiers.calibration import Status, calibrate, recall_of_thresholds
+from tiers.draws import chance_of_at_most, most_positives
+from tiers.evidence import (
+    Audit,
+    audit_evidence,
+    audit_interval,
+    drift,
+    log_evidence_of_fewer,
+    stream_threshold,
+)
+from tiers.guarantee import Thresholds
+from tiers.precision_calibration import Prefix, p_value
+from tiers.recall import COUNT_SHARE, allowed_misses, failure, positives_needed
+from tiers.recall_calibration import plan_test
+
+
+def chance(hits: int, population: int, positives: int, draws: int) -> float:
+    if hits > positives or draws - hits > population - positives or hits > draws:
+        return 0.0
+    return comb(positives, hits) * comb(population - positives, draws - hits) / comb(population, draws)
+
+
+def test_chances_are_those_of_whole_numbers() -> None:
+    for population_, positives, draws in ((9, 4, 5), (30, 11, 7), (50, 50, 3), (12, 0, 12)):
+        for most in range(-1, draws + 1):
+            expected = sum(chance(x, population_, positives, draws) for x in range(most + 1))
+            found = chance_of_at_most(most, np.array(population_), np.array(positives), np.array(draws))
+            assert found[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_bound_on_positives_fails_as_rarely_as_it_says() -> None:
+    for population_, draws, positives in product((12, 25), (3, 8), range(12)):
+        wrong = sum(
+            chance(found, population_, positives, draws)
+            for found in range(draws + 1)
+            if most_positives(population_, draws, found, 0.1) < positives
+        )
+        assert wrong <= 0.1
+
+
+def test_the_order_statistic_test_is_exact() -> None:
+    """Against all draws of x positives out of P, for every rank pattern that a score can give."""
+    for positives, drawn, target in ((7, 3, 0.6), (8, 5, 0.75), (6, 6, 0.5)):
+        allowed = floor((1 - target) * positives + 1e-9)
+        for kth, kept in product(range(1, drawn + 1), (True, False)):
+            draws = list(combinations(range(1, positives + 1), drawn))
+            missed = [d[kth - 1] - (kth if kept else 1) for d in draws]
+            expected = np.mean(np.array(missed) > allowed)
+            found = failure(kth, drawn, np.array([positives]), target, kept=kept)
+            assert found[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_allowed_misses_are_counted_in_whole_numbers() -> None:
+    assert allowed_misses(np.array([10, 20, 30, 70, 100]), 0.9).tolist() == [1, 2, 3, 7, 10]
+    assert allowed_misses(np.array([20, 40, 100]), 0.95).tolist() == [1, 2, 5]
+
+
+@pytest.mark.parametrize("target", [0.6, 0.8, 0.9])
+@pytest.mark.parametrize("delta", [0.1, 0.3])
+def test_failure_is_at_most_delta_for_every_number_of_positives(target: float, delta: float) -> None:
+    """All counts that a draw of fixed size can give, weighted by their chance: no simulation."""
+    for items, draws in ((20, 8), (40, 25), (60, 58)):
+        for positives in range(1, items + 1):
+            total = 0.0
+            for found in range(draws + 1):
+                weight = chance(found, items, positives, draws)
+                if weight == 0:
+                    continue
+                most = most_positives(items, draws, found, COUNT_SHARE * delta)
+                test = plan_test(found, most, 0, target, delta)
+                spare = found - test.drawn
+                rest = np.array([positives - spare])
+                if test.kth:
+                    total += weight * failure(test.kth, test.drawn, rest, target, known=spare)[0]
+            assert total <= delta
+
+
+@pytest.mark.parametrize(("items", "budget", "target"), [(6, 4, 0.6), (7, 3, 0.5)])
+def test_every_labelling_of_a_small_population_keeps_its_promise(
+    items: int, budget: int, target: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole procedure, for all labellings and all orders of drawing."""
+    delta, scores = 0.35, np.arange(items) / items
+
+    class Given:
+        def __init__(self, order: list[int]) -> None:
+            self.order = order
+
+        def permutation(self, _: int) -> np.ndarray:
+            return np.array(self.order)
+
+    certified = 0
+    orders = [
+        [*first, *sorted(set(range(items)) - set(first))]
+        for first in permutations(range(items), budget)
+    ]
+    for bits in product((False, True), repeat=items):
+        positive, failed = np.array(bits), 0
+        for order in orders:
+            monkeypatch.setattr(
+                recall_calibration.np.random, "default_rng", lambda _, order=order: Given(order)
+            )
+            result = calibrate(
+                scores, lambda ids: positive[ids], kind="recall", target=target, delta=delta,
+                budget=budget, seed=0,
+            )  # fmt: skip
+            failed += recall_of(result, positive) < target - 1e-9
+            certified += result.status is Status.CERTIFIED
+        assert failed <= delta * len(orders)
+    assert certified > 0
+
+
+def test_precision_p_values_keep_their_level_for_every_number_of_errors() -> None:
+    for unlabelled, drawn, known, target in product((12, 30), (5, 11), (0, 6), (0.6, 0.9)):
+        prefix = Prefix(0.0, unlabelled, known)
+        for errors in range(unlabelled + 1):
+            wrong = 0.0
+            for found in range(min(drawn, errors) + 1):
+                members = known + unlabelled - found
+                broken = (errors - found) > (1 - target) * members + 1e-9
+                if broken and p_value(prefix, drawn, found, target) <= 0.1:
+                    wrong += chance(found, unlabelled, errors, drawn)
+            assert wrong <= 0.1
+
+
+def test_evidence_of_fewer_errors_is_reached_wrongly_as_rarely_as_it_says() -> None:
+    """The chance that it ever passes 1/delta, by recursion over all ways to draw."""
+    for region, claimed, delta in ((20, 6, 0.1), (30, 3, 0.2), (25, 20, 0.1)):
+        for errors in range(claimed, region + 1):
+            alive, passed = {0: 1.0}, 0.0
+            for drawn in range(1, region + 1):
+                after: dict[int, float] = {}
+                for found, weight in alive.items():
+                    share = (errors - found) / (region - drawn + 1)
+                    for step, part in ((1, share), (0, 1 - share)):
+                        if part > 0:
+                            after[found + step] = after.get(found + step, 0.0) + weight * part
+                alive = {}
+                for found, weight in after.items():
+                    evidence = log_evidence_of_fewer(
+                        np.array([found]), np.array([region]), np.array([claimed]), np.array([drawn])
+                    )
+                    if evidence[0] >= -np.log(delta):
+                        passed += weight
+                    else:
+                        alive[found] = weight
+            assert passed <= delta + 1e-9
+
+
+def test_a_stream_keeps_its_promise_at_every_time() -> None:
+    rng = np.random.default_rng(0)
+    failed = certified = 0
+    for _ in range(150):
+        scores = rng.random(200)
+        worst = max(stream_threshold(scores[:seen], 0.8, 0.2) for seen in range(10, 201, 10))
+        failed += worst > 0.2  # a uniform score: the threshold is the share lost
+        certified += worst > 0
+    assert certified == 150
+    assert failed <= 150 * 0.2 + 3 * (150 * 0.2 * 0.8) ** 0.5
+
+
+def test_drift_raises_no_false_alarm_and_finds_a_break() -> None:
+    rng = np.random.default_rng(1)
+
+    def audit(recall: float) -> Audit:
+        rejects, audited, positives = 4000, 200, 300
+        lost = positives - round(recall * positives)
+        return Audit(positives - lost, rejects, audited, int(rng.hypergeometric(lost, rejects - lost, audited)))
+
+    alarms = [drift([audit(0.9) for _ in range(30)], 0.9).max() >= 10 for _ in range(300)]
+    assert np.mean(alarms) <= 0.1
+    late = [drift([audit(r) for r in [0.95] * 10 + [0.6] * 20], 0.9).max() >= 10 for _ in range(50)]
+    assert np.mean(late) >= 0.9
+
+
+def test_drift_evidence_is_one_on_average_at_the_edge_of_the_promise() -> None:
+    kept, rejects, audited = 90, 60, 12
+    for lost in range(11):  # 10 of 100 may be lost
+        mean = sum(
+            chance(found, rejects, lost, audited) * audit_evidence(Audit(kept, rejects, audited, found), 0.9)
+            for found in range(min(lost, audited) + 1)
+        )
+        assert mean <= 1 + 1e-9
+    assert audit_evidence(Audit(90, 60, 60, 11), 0.9) == np.inf
+    with pytest.raises(ValueError, match="audit found 3"):
+        Audit(1, 5, 2, 3)
+
+
+def test_the_interval_of_an_audit_covers() -> None:
+    kept, rejects, audited, delta = 50, 40, 15, 0.2
+    for lost in range(rejects + 1):
+        missed = 0.0
+        for found in range(min(lost, audited) + 1):
+            low, high = audit_interval(Audit(kept, rejects, audited, found), delta)
+            missed += (not low <= kept / (kept + lost) <= high) * chance(found, rejects, lost, audited)
+        assert missed <= delta
+    assert audit_interval(Audit(0, 0, 0, 0), 0.1) == (1.0, 1.0)
+
+
+COVERAGE = [
+    # kind, tiers, prevalence, budget, runs, mode
+    ("recall", 1, 0.005, 3000, 60, "exact"),
+    ("recall", 1, 0.05, 1200, 100, "exact"),
+    ("recall", 1, 0.5, 150, 100, "exact"),
+    ("recall", 2, 0.05, 1500, 60, "exact"),
+    ("recall", 3, 0.2, 600, 60, "exact"),
+    ("recall", 4, 0.5, 300, 40, "exact"),
+    ("recall", 1, 0.3, 600, 40, "anytime"),
+    ("recall", 2, 0.3, 600, 40, "anytime"),
+    ("precision", 1, 0.005, 600, 40, "exact"),
+    ("precision", 1, 0.1, 300, 60, "exact"),
+    ("precision", 3, 0.5, 300, 40, "exact"),
+    ("precision", 1, 0.3, 300, 40, "anytime"),
+    ("accuracy", 1, 0.05, 600, 40, "exact"),
+    ("accuracy", 1, 0.5, 600, 60, "exact"),
+    ("accuracy", 3, 0.3, 600, 40, "exact"),
+]
+
+
+@pytest.mark.parametrize(("kind", "tiers", "prevalence", "budget", "runs", "mode"), COVERAGE)
+def test_generated_populations_keep_the_promise_as_often_as_it_says(
+    kind: str, tiers: int, prevalence: float, budget: int, runs: int, mode: str
+) -> None:
+    target, delta, kept = 0.8, 0.2, []
+    for seed in range(runs):
+        scores, positive = population(4000, prevalence, tiers, seed=seed)
+        result = calibrate(
+            scores, lambda ids: positive[ids], kind=kind, target=target, delta=delta,  # noqa: B023
+            budget=budget, seed=1000 + seed, mode=mode,
+        )  # fmt: skip
+        assert result.labels_used <= budget
+        kept.append(reached(kind, result, scores, positive) >= target - 1e-12)
+    assert np.mean(kept) >= 1 - delta - 3 * (delta * (1 - delta) / runs) ** 0.5
+
+
+def reached(kind: str, result, scores: np.ndarray, positive: np.ndarray) -> float:
+    if kind == "recall":
+        return recall_of(result, positive)
+    if kind == "precision":
+        return positive[result.accepted].mean() if result.accepted.any() else 1.0
+    return float(np.mean((result.accepted == positive) | ~result.by_proxy))
+
+
+def test_early_accepts_keep_both_promises() -> None:
+    recalls, precisions, accepted = [], [], 0
+    for seed in range(40):
+        scores, positive = population(4000, 0.3, 2, seed=seed)
+        result = calibrate(
+            scores, lambda ids: positive[ids], kind="recall", target=0.8, delta=0.2,  # noqa: B023
+            budget=700, seed=seed, accept_precision=0.8,
+        )  # fmt: skip
+        early = result.accepted & result.by_proxy
+        recalls.append(recall_of(result, positive) >= 0.8)
+        precisions.append(not early.any() or positive[early].mean() >= 0.8)
+        accepted += int(early.sum())
+    assert accepted > 0
+    assert min(np.mean(recalls), np.mean(precisions)) >= 0.9 - 3 * (0.1 * 0.9 / 40) ** 0.5
+
+
+def test_bounds_of_moved_thresholds_hold_for_all_of_them_at_once() -> None:
+    broken, runs = 0, 60
+    for seed in range(runs):
+        scores, positive = population(2000, 0.2, seed=seed)
+        result = calibrate(
+            scores, lambda ids: positive[ids], kind="recall", target=0.9, delta=0.2,  # noqa: B023
+            budget=400, seed=seed,
+        )  # fmt: skip
+        for low in np.linspace(0.05, 0.9, 12):
+            bound = recall_of_thresholds(scores, [Thresholds(reject_below=low)], result)
+            if positive[scores >= low].sum() + positive[(scores < low) & ~result.by_proxy].sum() < bound * positive.sum():
+                broken += 1
+                break
+    assert broken <= runs * 0.2 + 3 * (runs * 0.2 * 0.8) ** 0.5
+
+
+def test_the_floor_is_the_smallest_sample_that_passes() -> None:
+    assert [positives_needed(t, 0.1) for t in (0.8, 0.9, 0.95, 0.99)] == [11, 22, 45, 230]
+    for target in (0.8, 0.9, 0.95):
+        needed = positives_needed(target, 0.1)
+        assert target**needed <= 0.1 < target ** (needed - 1)
