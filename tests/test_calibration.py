@@ -128,9 +128,7 @@ def test_a_killed_calibration_goes_on_as_if_nothing_had_happened(kind: str, tier
 
     def fresh() -> Calibrator:
         early = 0.8 if kind == "recall" and tiers > 1 else None
-        return Calibrator(
-            kind, target=0.85, delta=0.2, budget=250, seed=5, accept_precision=early
-        )
+        return Calibrator(kind, target=0.85, delta=0.2, budget=250, seed=5, accept_precision=early)
 
     whole, told, asks = fresh(), {}, 0
     while (ids := whole.ask(scores)).size:
@@ -158,9 +156,9 @@ def test_repeated_labels_are_ignored_and_contradictions_name_both() -> None:
     calibrator.tell(ids, positive[ids])
     first = int(ids[0])
     old, new = ("yes", "no") if positive[first] else ("no", "yes")
-    with pytest.raises(ValueError, match=f"candidate {first} .* {old} before and {new} now"):
+    with pytest.raises(ValueError, match=rf"candidate {first} .* {old} before and {new} now"):
         calibrator.tell([first], [not positive[first]])
-    with pytest.raises(ValueError, match="candidate 7 .* yes before and no now"):
+    with pytest.raises(ValueError, match=r"candidate 7 .* yes before and no now"):
         Calibrator().tell([7, 7], [1, 0])
 
 
@@ -177,7 +175,7 @@ def test_what_is_asked_wrongly_is_said() -> None:
         calibrator.tell(ids[:1], [0.5])
     with pytest.raises(ValueError, match="no row"):
         calibrator.tell([50], [1])
-    with pytest.raises(ValueError, match="target 1.0"):
+    with pytest.raises(ValueError, match=r"target 1\.0"):
         Calibrator(target=1.0)
     with pytest.raises(ValueError, match="3 costs for 1 tiers"):
         Calibrator(costs=[1, 2, 3]).ask(np.zeros(5))
@@ -238,7 +236,13 @@ def test_a_score_that_is_missing_after_a_rejection_changes_nothing() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_constant_scores_keep_the_promise(kind: str, labels: Mask) -> None:
     result = calibrate(
-        np.full(100, 0.5), lambda ids: labels[ids], kind=kind, target=0.9, delta=0.1, budget=40, seed=0
+        np.full(100, 0.5),
+        lambda ids: labels[ids],
+        kind=kind,
+        target=0.9,
+        delta=0.1,
+        budget=40,
+        seed=0,
     )
     if kind == "recall":
         assert recall_of(result, labels) == 1.0
@@ -252,9 +256,7 @@ def test_the_plan_gives_the_floor_in_numbers() -> None:
     for prevalence, labels in ((0.05, 900), (0.02, 2250), (0.01, 4500), (0.005, 9000)):
         plan = plan_calibration(200_000, target=0.95, delta=0.1, prevalence_hint=prevalence)
         assert (plan.positives_needed, plan.labels_needed) == (45, labels)
-    plan = plan_calibration(
-        200_000, target=0.95, delta=0.1, prevalence_hint=0.01, budget=1000
-    )
+    plan = plan_calibration(200_000, target=0.95, delta=0.1, prevalence_hint=0.01, budget=1000)
     assert plan.feasible is False
     assert plan.message == (
         "4,500 labels needed at 1 % positives, budget 1,000: "
@@ -273,14 +275,26 @@ def test_the_plan_gives_the_floor_in_numbers() -> None:
 def test_below_the_floor_nothing_is_rejected_and_the_best_bound_is_given() -> None:
     scores, positive = population(20_000, 0.01)
     result = calibrate(
-        scores, lambda ids: positive[ids], kind="recall", target=0.95, delta=0.1, budget=1000, seed=1
+        scores,
+        lambda ids: positive[ids],
+        kind="recall",
+        target=0.95,
+        delta=0.1,
+        budget=1000,
+        seed=1,
     )
     assert result.status is Status.INFEASIBLE_BUDGET
     assert recall_of(result, positive) == 1.0
     best = result.evidence["best_bound"]
     assert 0.5 < best < 0.95
     lower = calibrate(
-        scores, lambda ids: positive[ids], kind="recall", target=best, delta=0.1, budget=1000, seed=1
+        scores,
+        lambda ids: positive[ids],
+        kind="recall",
+        target=best,
+        delta=0.1,
+        budget=1000,
+        seed=1,
     )
     assert lower.status is Status.CERTIFIED
 

@@ -27,14 +27,18 @@ from tiers.recall_calibration import plan_test
 def chance(hits: int, population: int, positives: int, draws: int) -> float:
     if hits > positives or draws - hits > population - positives or hits > draws:
         return 0.0
-    return comb(positives, hits) * comb(population - positives, draws - hits) / comb(population, draws)
+    return (
+        comb(positives, hits) * comb(population - positives, draws - hits) / comb(population, draws)
+    )
 
 
 def test_chances_are_those_of_whole_numbers() -> None:
     for population_, positives, draws in ((9, 4, 5), (30, 11, 7), (50, 50, 3), (12, 0, 12)):
         for most in range(-1, draws + 1):
             expected = sum(chance(x, population_, positives, draws) for x in range(most + 1))
-            found = chance_of_at_most(most, np.array(population_), np.array(positives), np.array(draws))
+            found = chance_of_at_most(
+                most, np.array(population_), np.array(positives), np.array(draws)
+            )
             assert found[0] == pytest.approx(expected, abs=1e-9)
 
 
@@ -67,7 +71,9 @@ def test_allowed_misses_are_counted_in_whole_numbers() -> None:
 
 @pytest.mark.parametrize("target", [0.6, 0.8, 0.9])
 @pytest.mark.parametrize("delta", [0.1, 0.3])
-def test_failure_is_at_most_delta_for_every_number_of_positives(target: float, delta: float) -> None:
+def test_failure_is_at_most_delta_for_every_number_of_positives(
+    target: float, delta: float
+) -> None:
     """All counts that a draw of fixed size can give, weighted by their chance: no simulation."""
     for items, draws in ((20, 8), (40, 25), (60, 58)):
         for positives in range(1, items + 1):
@@ -85,7 +91,7 @@ def test_failure_is_at_most_delta_for_every_number_of_positives(target: float, d
             assert total <= delta
 
 
-@pytest.mark.parametrize(("items", "budget", "target"), [(6, 4, 0.6), (7, 3, 0.5)])
+@pytest.mark.parametrize(("items", "budget", "target"), [(5, 3, 0.6), (6, 3, 0.5)])
 def test_every_labelling_of_a_small_population_keeps_its_promise(
     items: int, budget: int, target: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +117,7 @@ def test_every_labelling_of_a_small_population_keeps_its_promise(
                 recall_calibration.np.random, "default_rng", lambda _, order=order: Given(order)
             )
             result = calibrate(
-                scores, lambda ids: positive[ids], kind="recall", target=target, delta=delta,
+                scores, lambda ids: positive[ids], kind="recall", target=target, delta=delta,  # noqa: B023
                 budget=budget, seed=0,
             )  # fmt: skip
             failed += recall_of(result, positive) < target - 1e-9
@@ -148,7 +154,10 @@ def test_evidence_of_fewer_errors_is_reached_wrongly_as_rarely_as_it_says() -> N
                 alive = {}
                 for found, weight in after.items():
                     evidence = log_evidence_of_fewer(
-                        np.array([found]), np.array([region]), np.array([claimed]), np.array([drawn])
+                        np.array([found]),
+                        np.array([region]),
+                        np.array([claimed]),
+                        np.array([drawn]),
                     )
                     if evidence[0] >= -np.log(delta):
                         passed += weight
@@ -160,13 +169,13 @@ def test_evidence_of_fewer_errors_is_reached_wrongly_as_rarely_as_it_says() -> N
 def test_a_stream_keeps_its_promise_at_every_time() -> None:
     rng = np.random.default_rng(0)
     failed = certified = 0
-    for _ in range(150):
+    for _ in range(90):
         scores = rng.random(200)
-        worst = max(stream_threshold(scores[:seen], 0.8, 0.2) for seen in range(10, 201, 10))
+        worst = max(stream_threshold(scores[:seen], 0.8, 0.2) for seen in range(20, 201, 20))
         failed += worst > 0.2  # a uniform score: the threshold is the share lost
         certified += worst > 0
-    assert certified == 150
-    assert failed <= 150 * 0.2 + 3 * (150 * 0.2 * 0.8) ** 0.5
+    assert certified == 90
+    assert failed <= 90 * 0.2 + 3 * (90 * 0.2 * 0.8) ** 0.5
 
 
 def test_drift_raises_no_false_alarm_and_finds_a_break() -> None:
@@ -175,7 +184,12 @@ def test_drift_raises_no_false_alarm_and_finds_a_break() -> None:
     def audit(recall: float) -> Audit:
         rejects, audited, positives = 4000, 200, 300
         lost = positives - round(recall * positives)
-        return Audit(positives - lost, rejects, audited, int(rng.hypergeometric(lost, rejects - lost, audited)))
+        return Audit(
+            positives - lost,
+            rejects,
+            audited,
+            int(rng.hypergeometric(lost, rejects - lost, audited)),
+        )
 
     alarms = [drift([audit(0.9) for _ in range(30)], 0.9).max() >= 10 for _ in range(300)]
     assert np.mean(alarms) <= 0.1
@@ -187,7 +201,8 @@ def test_drift_evidence_is_one_on_average_at_the_edge_of_the_promise() -> None:
     kept, rejects, audited = 90, 60, 12
     for lost in range(11):  # 10 of 100 may be lost
         mean = sum(
-            chance(found, rejects, lost, audited) * audit_evidence(Audit(kept, rejects, audited, found), 0.9)
+            chance(found, rejects, lost, audited)
+            * audit_evidence(Audit(kept, rejects, audited, found), 0.9)
             for found in range(min(lost, audited) + 1)
         )
         assert mean <= 1 + 1e-9
@@ -202,7 +217,9 @@ def test_the_interval_of_an_audit_covers() -> None:
         missed = 0.0
         for found in range(min(lost, audited) + 1):
             low, high = audit_interval(Audit(kept, rejects, audited, found), delta)
-            missed += (not low <= kept / (kept + lost) <= high) * chance(found, rejects, lost, audited)
+            missed += (not low <= kept / (kept + lost) <= high) * chance(
+                found, rejects, lost, audited
+            )
         assert missed <= delta
     assert audit_interval(Audit(0, 0, 0, 0), 0.1) == (1.0, 1.0)
 
@@ -268,7 +285,7 @@ def test_early_accepts_keep_both_promises() -> None:
 
 
 def test_bounds_of_moved_thresholds_hold_for_all_of_them_at_once() -> None:
-    broken, runs = 0, 60
+    broken, runs = 0, 40
     for seed in range(runs):
         scores, positive = population(2000, 0.2, seed=seed)
         result = calibrate(
@@ -277,7 +294,10 @@ def test_bounds_of_moved_thresholds_hold_for_all_of_them_at_once() -> None:
         )  # fmt: skip
         for low in np.linspace(0.05, 0.9, 12):
             bound = recall_of_thresholds(scores, [Thresholds(reject_below=low)], result)
-            if positive[scores >= low].sum() + positive[(scores < low) & ~result.by_proxy].sum() < bound * positive.sum():
+            if (
+                positive[scores >= low].sum() + positive[(scores < low) & ~result.by_proxy].sum()
+                < bound * positive.sum()
+            ):
                 broken += 1
                 break
     assert broken <= runs * 0.2 + 3 * (runs * 0.2 * 0.8) ** 0.5

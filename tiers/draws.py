@@ -23,9 +23,10 @@ def _log_factorials(size: int) -> Floats:
 
 
 def log_factorial(numbers: Ids) -> Floats:
-    """Natural logarithm of n!, exact to 1e-9; infinite for n < 0: the impossible weighs 0."""
+    """Natural logarithm of n!, exact to 1e-9; of 0 where n < 0, for the caller to rule out."""
     table = _log_factorials(1 << max(int(numbers.max(initial=1)), 1).bit_length())
-    return np.where(numbers < 0, np.inf, table[np.maximum(numbers, 0)])
+    logs: Floats = table[np.maximum(numbers, 0)]
+    return logs
 
 
 def log_chance(hits: Ids, population: Ids, positives: Ids, draws: Ids) -> Floats:
@@ -37,13 +38,14 @@ def log_chance(hits: Ids, population: Ids, positives: Ids, draws: Ids) -> Floats
         positives: positives among them.
         draws: items drawn, at most the population.
     """
-    ways = log_factorial(positives) - log_factorial(hits) - log_factorial(positives - hits)
     negatives, misses = population - positives, draws - hits
+    possible = (hits >= 0) & (hits <= positives) & (misses >= 0) & (misses <= negatives)
+    ways = log_factorial(positives) - log_factorial(hits) - log_factorial(positives - hits)
     ways = ways + log_factorial(negatives) - log_factorial(misses)
     ways = ways - log_factorial(negatives - misses)
-    return ways - (
-        log_factorial(population) - log_factorial(draws) - log_factorial(population - draws)
-    )
+    total = log_factorial(population) - log_factorial(draws) - log_factorial(population - draws)
+    chance: Floats = np.where(possible, ways - total, -np.inf)
+    return chance
 
 
 def chance_of_at_most(most: int, population: Ids, positives: Ids, draws: Ids) -> Floats:

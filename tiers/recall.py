@@ -9,6 +9,7 @@ of a hypergeometric draw and depends on no score.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -88,6 +89,7 @@ def best_kth(
     return low
 
 
+@lru_cache(maxsize=10_000)
 def bound_of_kth(
     kth: int, drawn: int, most: int, risk: float, *, known: int = 0, kept: bool = True
 ) -> float:
