@@ -308,10 +308,7 @@ def _plan_recall(
     if prevalence is None:
         return Plan(Kind.RECALL, target, items, None, budget, needed, None, None)
     positives = max(round(prevalence * items), 1)
-    # In a small population fewer are enough; beyond this it is not worth the search.
-    risk = level(delta)
-    fewer = range(1, min(needed, positives) if positives < 10 * needed else 1)
-    needed = next((x for x in fewer if best_kth(x, positives, target, risk)), needed)
+    needed = _enough(positives, needed, target, level(delta))
     labels = math.ceil(needed / prevalence - 1e-9)
     if tiers > 1:
         pilot = math.ceil(PILOT_POSITIVES / prevalence)
@@ -324,6 +321,21 @@ def _plan_recall(
             drawn -= min(int(PILOT_SHARE * budget), math.ceil(PILOT_POSITIVES / prevalence))
         best = _best_recall(items, positives, max(drawn, 0), delta)
     return Plan(Kind.RECALL, target, items, prevalence, budget, needed, labels, best)
+
+
+def _enough(positives: int, needed: int, target: float, risk: float) -> int:
+    """Drawn positives that certify where so many exist; in a small population fewer do.
+
+    Where they are ten times as many as needed it makes no difference worth a plan.
+    """
+    if positives >= 10 * needed:
+        return needed
+    low, high = 1, min(needed, positives)
+    while low < high:
+        middle = (low + high) // 2
+        enough = best_kth(middle, positives, target, risk) > 0
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return low
 
 
 def _best_recall(items: int, positives: int, drawn: int, delta: float) -> float:
