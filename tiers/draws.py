@@ -4,6 +4,7 @@ Every promise of `tiers.calibration` rests on this one distribution, the hyperge
 of positives in a simple random draw from a finite population. No score enters here.
 """
 
+import math
 from fractions import Fraction
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ Floats = NDArray[np.float64]
 
 CELLS = 2_000_000
 """Terms of a sum that are held in memory at once."""
+DECIMALS = 10**6
 
 
 @lru_cache(maxsize=4)
@@ -103,5 +105,12 @@ def most_positives(population: int, drawn: int, found: int, risk: float) -> int:
 
 
 def exact(share: float) -> Fraction:
-    """The number as a person wrote it: 0.9 is 9/10, so that no rounding tips a test."""
-    return Fraction(str(float(share)))
+    """The number as a person wrote it: 0.9 is 9/10, so that no rounding tips a test.
+
+    With more than six decimals it is rounded up to six, which makes a target stricter and keeps
+    products with counts inside 64 bits.
+    """
+    written = Fraction(str(float(share)))
+    if written.denominator <= DECIMALS:
+        return written
+    return Fraction(min(math.ceil(written * DECIMALS), DECIMALS - 1), DECIMALS)

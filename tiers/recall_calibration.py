@@ -223,10 +223,11 @@ def _waste(draw: Draw, drawn: float, lost: float, budget: int, share: float, cle
     """What a stop after `drawn` labels is expected to leave: false positives, or labels to pay."""
     normal = NormalDist()
     passed = normal.cdf(normal.inv_cdf(1 - min(lost, 0.999)) - SEPARATION)
-    kept = (draw.population - drawn) * (1 - share) * passed
     if clean:
+        kept = (draw.population - drawn) * (1 - share) * passed
         return max(kept - (budget - drawn) * (1 - share), 0.0)
-    return kept + drawn
+    survive = share * (1 - lost) + (1 - share) * passed
+    return draw.population * survive + drawn * (1 - survive)
 
 
 def _thresholds(
