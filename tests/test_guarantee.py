@@ -93,13 +93,13 @@ def test_failure_is_at_most_delta_for_every_number_of_positives(
             assert total <= delta
 
 
-@pytest.mark.parametrize(("target", "delta"), [(0.4, 0.35), (0.8, 0.55)])
+@pytest.mark.parametrize(("target", "delta"), [(0.8, 0.55)])
 def test_every_labelling_of_a_small_population_keeps_its_promise(
     target: float, delta: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole procedure, for all labellings and all orders of drawing.
 
-    At these numbers the worst labelling fails in 0.33 and 0.5 of the orders: near delta, so that
+    At these numbers the worst labelling fails in 0.5 of the orders: near delta, so that
     a threshold too high by one positive shows.
     """
     items, budget = 6, 3
@@ -176,13 +176,13 @@ def test_evidence_of_fewer_errors_is_reached_wrongly_as_rarely_as_it_says() -> N
 def test_a_stream_keeps_its_promise_at_every_time() -> None:
     rng = np.random.default_rng(0)
     failed = certified = 0
-    for _ in range(90):
+    for _ in range(60):
         scores = rng.random(200)
         worst = max(stream_threshold(scores[:seen], 0.8, 0.2) for seen in range(20, 201, 20))
         failed += worst > 0.2  # a uniform score: the threshold is the share lost
         certified += worst > 0
-    assert certified == 90
-    assert failed <= 90 * 0.2 + 3 * (90 * 0.2 * 0.8) ** 0.5
+    assert certified == 60
+    assert failed <= 60 * 0.2 + 3 * (60 * 0.2 * 0.8) ** 0.5
 
 
 def test_drift_raises_no_false_alarm_and_finds_a_break() -> None:
@@ -233,21 +233,21 @@ def test_the_interval_of_an_audit_covers() -> None:
 
 COVERAGE = [
     # kind, tiers, prevalence, budget, runs, mode
-    ("recall", 1, 0.005, 3000, 60, "exact"),
-    ("recall", 1, 0.05, 1200, 100, "exact"),
-    ("recall", 1, 0.5, 150, 100, "exact"),
-    ("recall", 2, 0.05, 1500, 60, "exact"),
-    ("recall", 3, 0.2, 600, 60, "exact"),
-    ("recall", 4, 0.5, 300, 40, "exact"),
-    ("recall", 1, 0.3, 600, 40, "anytime"),
-    ("recall", 2, 0.3, 600, 40, "anytime"),
-    ("precision", 1, 0.005, 600, 40, "exact"),
-    ("precision", 1, 0.1, 300, 60, "exact"),
-    ("precision", 3, 0.5, 300, 40, "exact"),
-    ("precision", 1, 0.3, 300, 40, "anytime"),
-    ("accuracy", 1, 0.05, 600, 40, "exact"),
-    ("accuracy", 1, 0.5, 600, 60, "exact"),
-    ("accuracy", 3, 0.3, 600, 40, "exact"),
+    ("recall", 1, 0.005, 3000, 30, "exact"),
+    ("recall", 1, 0.05, 1200, 50, "exact"),
+    ("recall", 1, 0.5, 150, 50, "exact"),
+    ("recall", 2, 0.05, 1500, 30, "exact"),
+    ("recall", 3, 0.2, 600, 30, "exact"),
+    ("recall", 4, 0.5, 300, 25, "exact"),
+    ("recall", 1, 0.3, 600, 25, "anytime"),
+    ("recall", 2, 0.3, 600, 25, "anytime"),
+    ("precision", 1, 0.005, 600, 25, "exact"),
+    ("precision", 1, 0.1, 300, 30, "exact"),
+    ("precision", 3, 0.5, 300, 25, "exact"),
+    ("precision", 1, 0.3, 300, 25, "anytime"),
+    ("accuracy", 1, 0.05, 600, 25, "exact"),
+    ("accuracy", 1, 0.5, 600, 30, "exact"),
+    ("accuracy", 3, 0.3, 600, 25, "exact"),
 ]
 
 
@@ -277,7 +277,7 @@ def reached(kind: str, result, scores: np.ndarray, positive: np.ndarray) -> floa
 
 def test_early_accepts_keep_both_promises() -> None:
     recalls, precisions, accepted = [], [], 0
-    for seed in range(40):
+    for seed in range(20):
         scores, positive = population(4000, 0.3, 2, seed=seed)
         result = calibrate(
             scores, lambda ids: positive[ids], kind="recall", target=0.8, delta=0.2,  # noqa: B023
@@ -288,11 +288,11 @@ def test_early_accepts_keep_both_promises() -> None:
         precisions.append(not early.any() or positive[early].mean() >= 0.8)
         accepted += int(early.sum())
     assert accepted > 0
-    assert min(np.mean(recalls), np.mean(precisions)) >= 0.9 - 3 * (0.1 * 0.9 / 40) ** 0.5
+    assert min(np.mean(recalls), np.mean(precisions)) >= 0.9 - 3 * (0.1 * 0.9 / 20) ** 0.5
 
 
 def test_bounds_of_moved_thresholds_hold_for_all_of_them_at_once() -> None:
-    broken, runs = 0, 40
+    broken, runs = 0, 20
     for seed in range(runs):
         scores, positive = population(2000, 0.2, seed=seed)
         result = calibrate(
