@@ -22,7 +22,9 @@ _ROUNDS = text("""
     WHERE batch.run_id = :run_id
       AND batch.position = :position
       AND batch.state = 'collected'
-      AND (judgement.text_id IS NULL OR judgement.failed)
+      AND (batch.reason IS NULL OR batch.reason NOT LIKE '%token_limit%')
+      AND (judgement.text_id IS NULL
+        OR (judgement.failed AND judgement.judged_at < batch.created_at))
     GROUP BY batch_line.text_id
 """)
 

@@ -60,3 +60,18 @@ def spent(connection: Connection, run_id: int) -> list[Spent]:
         )
         for row in connection.execute(_SPENT, {"run_id": run_id})
     ]
+
+
+def mean_characters(connection: Connection, run_id: int) -> float:
+    """Mean length of the first texts of a run."""
+    query = text("""
+        SELECT AVG(LENGTH(body)) FROM (
+          SELECT text.body AS body
+          FROM verdict
+          JOIN candidate ON candidate.id = verdict.candidate_id
+          JOIN text ON text.id = candidate.text_id
+          WHERE verdict.run_id = :run_id
+          LIMIT 1000
+        ) AS first_texts
+    """)
+    return float(connection.scalar(query, {"run_id": run_id}) or 0.0)

@@ -102,7 +102,7 @@ class Store:
                 runs.add_tiers(connection, run_id, tiers)
             else:
                 run_id = found["id"]
-                runs.reopen(connection, run_id)
+                runs.reopen(connection, run_id, config)
             return runs.as_run(runs.get(connection, run_id))
 
     def find_run(self, key: str | None = None) -> Run:
@@ -298,6 +298,16 @@ class Store:
                 .values(values)
             )
 
+    def tier_reasons(self, run_id: int) -> list[str]:
+        """Why tiers of the run stopped, in the order of the tiers."""
+        query = (
+            select(RunTierRow.reason)
+            .where(RunTierRow.run_id == run_id, RunTierRow.state == TierState.STOPPED)
+            .order_by(RunTierRow.position)
+        )
+        with self._reading() as connection:
+            return [reason for reason in connection.scalars(query) if reason]
+
     # Costs
 
     def set_price(
@@ -318,6 +328,11 @@ class Store:
         """What each tier of the run has used up, in the order of the tiers."""
         with self._reading() as connection:
             return costs.spent(connection, run_id)
+
+    def mean_characters(self, run_id: int) -> float:
+        """How long the run's texts are, judged by the first thousand."""
+        with self._reading() as connection:
+            return costs.mean_characters(connection, run_id)
 
     # Judging
 

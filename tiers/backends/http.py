@@ -242,6 +242,7 @@ class Http:
     def _read(self, ask: Ask, reply: dict[str, Any], seconds: float) -> None:
         choices = {choice.get("index", i): choice for i, choice in enumerate(reply["choices"])}
         if not self._settled and not self._settle(ask, choices[min(choices)]):
+            ask.texts[0].usage += usage_of(reply) or NOTHING
             return
         if len(choices) < len(ask.texts):
             self._group = 1
