@@ -17,6 +17,8 @@ from tiers.types import Candidate, Judgement, TierError
 FIRST_TOKENS_PER_CHARACTER = 0.5
 """Twice what English takes, until a reply has told."""
 MARGIN = 1.05
+PROMOTED_MARGIN = 1.1
+"""Candidates that are promoted by budget are taken to cost so much more than the mean."""
 PROMPT_CHARACTERS = 400
 """Of a prompt beside rubric and text."""
 
@@ -111,6 +113,11 @@ class Gate:
         self._reserved[candidate.id] = (characters, usd, tokens)
         return True
 
+    def reopen(self) -> bool:
+        """Let people through again if it closed for what was reserved and cost less in the end."""
+        closed, self.closed = self.closed, None
+        return closed is not None
+
     def settle(self, judgements: Iterable[Judgement]) -> None:
         """Replace reservations by what was charged."""
         for judgement in judgements:
@@ -168,6 +175,7 @@ class Budgets:
             writes = isinstance(tier, ModelTierSection) and isinstance(tier.ask, JsonAsk)
             reply = tier.max_tokens if isinstance(tier, ModelTierSection) and writes else 1
             usd, tokens = (price.of(prompt, 0, reply) if price else 0.0), prompt + reply
+        usd, tokens = usd * PROMOTED_MARGIN, tokens * PROMOTED_MARGIN
         counts = [
             count
             for purse in (self._run, self._tiers[position])

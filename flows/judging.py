@@ -147,9 +147,9 @@ class TierRun:
             if self._artifact is not None:
                 self._artifact.update(self._done, self._total)
             stored()
-            if block.last is None:
+            if block.last is None and not (gate is not None and block.judged and gate.reopen()):
                 return judged
-            after = block.last
+            after = block.last or 0
             rate = block.judged / max(block.seconds, 1e-3)
             size = max(FIRST_BLOCK, int(rate * BLOCK_SECONDS), waiting // BLOCKS)
 

@@ -49,6 +49,8 @@ class Dialect(NamedTuple):
     top_logprobs: int
     schema: str | None = "json_schema"
     limit: str = "max_tokens"
+    named: tuple[int, ...] = ()
+    """Tokens whose probabilities are asked for by number, wherever they rank."""
     plain: frozenset[str] = frozenset()
     """Settings that are left out because the server refuses them."""
 
@@ -63,6 +65,8 @@ class Dialect(NamedTuple):
             complaint: the text of the refusal, of status 400 or 422.
         """
         said = complaint.lower()
+        if "logprob_token_ids" in said and self.named:
+            return self._replace(named=())
         if "logprobs" in said and self.top_logprobs:
             return self._replace(top_logprobs=5 if self.top_logprobs > 5 else 0)
         if "max_completion_tokens" in said and self.limit == "max_tokens":
@@ -119,6 +123,11 @@ class Conversation:
     def by_probability(self) -> bool:
         """Whether scores are read from probabilities, and not from what the model writes."""
         return self.dialect.top_logprobs > 0
+
+    @property
+    def spellings(self) -> list[str]:
+        """All spellings of all labels."""
+        return list(self._spelled)
 
     @property
     def writes(self) -> bool:
@@ -192,6 +201,8 @@ class Conversation:
                 settings |= {"logprobs": True, "top_logprobs": dialect.top_logprobs}
             if self.writes and dialect.schema:
                 settings["response_format"] = self._format(dialect.schema)
+        if dialect.named and not self.writes:
+            settings["logprob_token_ids"] = dialect.named
         limit = "max_tokens" if config.api == "completions" else dialect.limit
         settings |= {limit: self.most_tokens, "temperature": 0}
         if config.known.cache_key:

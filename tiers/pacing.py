@@ -10,6 +10,8 @@ PAYS = 1.02
 """Growth that raises the rate by less than this does not pay."""
 SLOWER = 1.2
 HOLD_ROUNDS = 10
+FORGET = 0.98
+"""A server may have become slower for good: what was best once fades."""
 
 
 class Window:
@@ -45,7 +47,7 @@ class Window:
         self.size = max(self.size / 2, 1.0)
 
     def _close_round(self) -> None:
-        """Compare with the round that did best; where more only waits longer, go back to its size."""
+        """Where more only waits longer than in the best round, go back to that one's size."""
         this, best = self._round, self._best
         self._hold = max(self._hold - 1, 0)
         if best is None or this.rate > PAYS * best.rate:
@@ -54,6 +56,7 @@ class Window:
             self._doubling = False
             self._hold = HOLD_ROUNDS
             self.size = max(min(best.window, self.size), 1.0)
+            best.rate *= FORGET
         self._round = _Round(self.size)
 
 

@@ -137,6 +137,7 @@ class Http:
         """Work until there are judgements worth returning, or nothing is left to do."""
         if self._session is None:
             self._session = self._open()
+            await self._name_labels()
         until = time.monotonic() + TURN_SECONDS
         self._woken = asyncio.Event()
         exhausted = False
@@ -150,6 +151,24 @@ class Http:
             await self._sleep(now, until)
         judgements, self._ready = self._ready, []
         return judgements, exhausted and not self._tasks and not self._again
+
+    async def _name_labels(self) -> None:
+        """Where a server can give the probability of any token, ask for the labels' by number."""
+        if not self._config.known.named_logprobs or self._talk.writes:
+            return
+        assert self._session is not None  # noqa: S101 - for the type checker
+        url = self._config.urls[0].removesuffix("/v1") + "/tokenize"
+        single = []
+        for spelling in self._talk.spellings:
+            body = {"model": self._config.model, "prompt": spelling, "add_special_tokens": False}
+            try:
+                async with self._session.post(url, json=body, allow_redirects=False) as reply:
+                    tokens = (await reply.json())["tokens"]
+            except (aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+                return  # then the likeliest tokens have to do
+            if len(tokens) == 1:
+                single.append(int(tokens[0]))
+        self._speak(self._talk.dialect._replace(named=tuple(dict.fromkeys(single))))
 
     def _open(self) -> aiohttp.ClientSession:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
