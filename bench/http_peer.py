@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 from openai import AsyncOpenAI
 
@@ -25,7 +26,7 @@ async def main(url: str, file: str, concurrency: int) -> None:
             )
             return reply.choices[0].message.content == "yes"
 
-    with open(file) as lines:
+    with Path(file).open() as lines:
         texts = [json.loads(line)["text"] for line in lines]
     verdicts = await asyncio.gather(*(ask(text) for text in texts))
     print(sum(verdicts))
