@@ -61,7 +61,7 @@ def test_five_faults_are_five_messages_each_with_its_line(tmp_path: Path) -> Non
     assert "candidates.key (line 2): is missing" in text
     assert "candidates.kee (line 2): unknown key; did you mean 'key'?" in text
     assert "tiers[0].policy.reject_below (line 6): Input should be less than or equal to 1" in text
-    assert "tiers[1] (line 7): backend 'lama' is unknown; write llama or python" in text
+    assert "tiers[1] (line 7): backend 'lama' is unknown; write llama, vllm or python" in text
     assert "tiers[2].ask" in text
     assert "'grade' is no kind of field" in text
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from tiers.config import LlamaTier, PythonTier, Screen
+from tiers.config import LlamaTier, PythonTier, Screen, VllmTier
 from tiers.types import Candidate, Judgement
 
 
@@ -31,7 +31,7 @@ class Job(NamedTuple):
     """All that a tier needs to know: its section of the screen file, and the rubric."""
 
     rubric: str
-    config: LlamaTier | PythonTier
+    config: LlamaTier | VllmTier | PythonTier
 
 
 def job_of(screen: Screen, position: int) -> Job:
@@ -44,12 +44,17 @@ def identity(job: Job) -> dict[str, Any]:
 
     Raises:
         TierError: the model's file is not there.
+        MissingExtra: the engine is not installed.
     """
     match job.config:
         case LlamaTier():
             from tiers.backends import llama
 
             return llama.identity(job)
+        case VllmTier():
+            from tiers.backends import vllm
+
+            return vllm.identity(job)
         case PythonTier():
             from tiers.backends import python
 
@@ -67,6 +72,10 @@ def inspect(job: Job, text: str) -> Inspection:
             from tiers.backends import llama
 
             return llama.inspect(job, text)
+        case VllmTier():
+            from tiers.backends import vllm
+
+            return vllm.inspect(job, text)
         case PythonTier():
             from tiers.backends import python
 
@@ -91,6 +100,10 @@ def open_backend(job: Job) -> Tier:
             from tiers.backends.llama import Llama
 
             return Llama(job)
+        case VllmTier():
+            from tiers.backends.vllm import Vllm
+
+            return Vllm(job)
         case PythonTier():
             from tiers.backends.python import Python
 

@@ -20,6 +20,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -161,6 +162,35 @@ class LlamaTier(ModelTierSection):
         return model
 
 
+class VllmTier(ModelTierSection):
+    """A model in Hugging Face's layout, run by vLLM in a child process of its own."""
+
+    backend: Literal["vllm"]
+    model: str = Field(min_length=1)
+    """A folder, or a name on the hub."""
+    chat: bool | None = None
+    """Wrap the prompt in the model's chat template; by default if it has one and no `prompt` is
+    given."""
+    options: dict[str, JsonValue] = {}
+    """Given to `vllm.LLM` by name, such as `tensor_parallel_size`."""
+
+    @field_validator("options")
+    @classmethod
+    def _no_secret_and_no_vain_speculation(
+        cls, options: dict[str, JsonValue], info: ValidationInfo
+    ) -> dict[str, JsonValue]:
+        if "hf_token" in options:
+            raise ValueError("a screen file holds no secrets; set HF_TOKEN in the environment")
+        speculation = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
+        guessing = [name for name in speculation if name in options]
+        if guessing and isinstance(ask := info.data.get("ask"), str):
+            raise ValueError(
+                f"'{guessing[0]}' speeds up the writing of text, and ask: {ask} writes none; "
+                "leave it out"
+            )
+        return options
+
+
 class PythonTier(TierSection):
     """A user's own tier: `class Mine: def __init__(self, rubric, **options); judge; close`."""
 
@@ -171,7 +201,7 @@ class PythonTier(TierSection):
     folder: str = "."
 
 
-Tier = Annotated[LlamaTier | PythonTier, Field(discriminator="backend")]
+Tier = Annotated[LlamaTier | VllmTier | PythonTier, Field(discriminator="backend")]
 
 
 class Screen(Section):
@@ -292,10 +322,10 @@ def _problem(fault: Any, tree: yaml.Node | None) -> str:
         case "missing":
             said = "is missing; write it"
         case "union_tag_not_found":
-            said = "backend is missing; write backend: llama or backend: python"
+            said = "backend is missing; write backend: llama, vllm or python"
         case "union_tag_invalid":
             given = fault["input"].get("backend") if isinstance(fault["input"], dict) else None
-            said = f"backend '{given}' is unknown; write llama or python"
+            said = f"backend '{given}' is unknown; write llama, vllm or python"
     return f"{place} (line {line}): {said}"
 
 
@@ -310,6 +340,7 @@ def _known_keys(place: tuple[str | int, ...]) -> list[str]:
         "candidates": Candidates,
         "policy": Policy,
         "llama": LlamaTier,
+        "vllm": VllmTier,
         "python": PythonTier,
     }
     section = next((sections[str(p)] for p in reversed(place[:-1]) if p in sections), Screen)
@@ -344,10 +375,11 @@ def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, int] | N
 def _anchored(screen: Screen, folder: Path) -> Screen:
     """The screen with its relative file names made absolute."""
 
-    def anchor(tier: LlamaTier | PythonTier) -> LlamaTier | PythonTier:
+    def anchor(tier: Tier) -> Tier:
         if isinstance(tier, PythonTier):
             return tier.model_copy(update={"folder": str(folder / tier.folder)})
-        if isinstance(tier.model, str) and (folder / tier.model).is_file():
+        found = Path.is_dir if isinstance(tier, VllmTier) else Path.is_file
+        if isinstance(tier.model, str) and found(folder / tier.model):
             return tier.model_copy(update={"model": str(folder / tier.model)})
         return tier
 
