@@ -126,6 +126,7 @@ class Vllm:
         around = len(self.head) + len(self._cue) + (config.max_tokens if written else 1)
         self._longest = self._room(around)
         self._engine = Engine(config, around + self._longest, self._labels.tokens)
+        self._engine.warm_up(self.head + self._cue)
         self.rates: Mapping[str, float] = {}
 
     def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
@@ -183,7 +184,7 @@ class Vllm:
         scored = self._engine.score([self.head + each.tokens + self._cue for each in ready])
         judged = []
         for each, output in zip(ready, scored, strict=True):
-            answer = self._labels.read(output.outputs[0].logprobs[0])
+            answer = self._labels.read(_first_position(output))
             judged.append(
                 Judgement(
                     each.id,
@@ -233,23 +234,19 @@ class Engine:
         except ImportError as error:
             raise missing(config, error) from error
         _check_options(config, EngineArgs.__dataclass_fields__)
-        self._model = LLM(
-            config.model,
-            **({"enable_prefix_caching": True, "max_model_len": longest} | config.options),
-        )
+        self._model = LLM(config.model, **_arguments(config, longest))
         self._one = SamplingParams(
             temperature=0, max_tokens=1, logprob_token_ids=labels, detokenize=False
         )
-        fields = config.ask.fields if isinstance(config.ask, JsonAsk) else {}
+        fields = config.ask.fields if isinstance(config.ask, JsonAsk) else None
         self._reply = {
             verdict: SamplingParams(
                 temperature=0,
                 max_tokens=config.max_tokens,
-                structured_outputs=StructuredOutputsParams(
-                    json=_schema_after(verdict, fields), disable_any_whitespace=True
-                ),
+                structured_outputs=StructuredOutputsParams(json=_schema_after(verdict, fields)),
             )
-            for verdict in (YES_NO.names if isinstance(config.ask, JsonAsk) else ())
+            for verdict in YES_NO.names
+            if fields is not None
         }
         self.at_once = REPLIES_AT_ONCE if self._reply else SCORES_AT_ONCE
         self._read = self._reading = self._written = self._writing = 0.0
@@ -259,6 +256,19 @@ class Engine:
         """Tokens a second since the start: read anew, and written (a score is one token)."""
         writing = self._writing or self._reading
         return {"prefill": self._read / self._reading, "decode": self._written / writing}
+
+    def warm_up(self, prompt: list[int]) -> None:
+        """Take on what the first prompt alone pays for: kernels compiled, the rubric cached.
+
+        Raises:
+            TierError: the engine leaves out the probabilities that scores are read from.
+        """
+        (output,) = self._run([prompt], self._one)
+        if not _first_position(output):
+            raise TierError(
+                "vLLM gives no probabilities with these options; its V1 runner gives none while "
+                "it speculates: leave out speculative_config"
+            )
 
     def score(self, prompts: list[list[int]]) -> list[Any]:
         """One position after each prompt, with the probabilities of all labels."""
@@ -283,6 +293,12 @@ class Engine:
     def _run(self, prompts: list[list[int]], parameters: Any) -> list[Any]:
         inputs = [{"prompt_token_ids": tokens} for tokens in prompts]
         return list(self._model.generate(inputs, parameters, use_tqdm=False))
+
+
+def _first_position(output: Any) -> Mapping[int, Any]:
+    """Log-probabilities after a prompt by token; empty where the engine left them out."""
+    positions = output.outputs[0].logprobs
+    return positions[0] if positions else {}
 
 
 def _with_reply(judgement: Judgement, output: Any) -> Judgement:
@@ -317,6 +333,19 @@ def _check_options(config: VllmTier, known: Iterable[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean '{near[0]}'?" if near else "leave it out"
             raise TierError(f"tier '{config.name}': vLLM has no option '{name}'; {advice}")
+
+
+def _arguments(config: VllmTier, longest: int) -> dict[str, Any]:
+    """The user's options over our own defaults."""
+    arguments: dict[str, Any] = {"enable_prefix_caching": True, "max_model_len": longest}
+    if isinstance(config.ask, JsonAsk):
+        # Left free, a weak model fills its reply with blanks. vLLM 0.32 does not heed the
+        # request's own disable_any_whitespace, and takes the engine's with a named backend only.
+        arguments["structured_outputs_config"] = {
+            "backend": "xgrammar",
+            "disable_any_whitespace": True,
+        }
+    return arguments | config.options
 
 
 def _version(config: VllmTier) -> str:
