@@ -22,7 +22,7 @@ import vllm
 
 from tiers.backends.vllm import Vllm
 from tiers.base import Job
-from tiers.config import VllmTier
+from tiers.sections import VllmTier
 
 from .tiny import write_model
 

@@ -19,9 +19,9 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from tiers.backends.vllm import Vllm, identity, inspect
 from tiers.backends.vllm_vocabulary import LabelTokens, Vocabulary
-from tiers.config import VllmTier
 from tiers.host import HostedTier
 from tiers.prompt import DIGITS, YES_NO, compose, question_for
+from tiers.sections import VllmTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .conftest import OPTIONS, RUBRIC, job

@@ -21,7 +21,6 @@ import orjson
 
 from tiers.backends.vllm_vocabulary import LabelTokens, Vocabulary, missing
 from tiers.base import Inspection, Job
-from tiers.config import JsonAsk, VllmTier
 from tiers.models import file_digest
 from tiers.prompt import (
     DIGITS,
@@ -32,6 +31,7 @@ from tiers.prompt import (
     question_for,
     reply_schema,
 )
+from tiers.sections import JsonAsk, VllmTier
 from tiers.types import Candidate, Judgement, MissingExtra, TierError
 
 SCORES_AT_ONCE = 1024
@@ -128,6 +128,7 @@ class Vllm:
         self._engine = Engine(config, around + self._longest, self._labels.tokens)
         self._engine.warm_up(self.head + self._cue)
         self.rates: Mapping[str, float] = {}
+        self.remarks: Sequence[str] = ()
 
     def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
         """Judgements in the order of the candidates, those that cannot be asked first."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tiers.config import VllmTier
 from tiers.prompt import Answer, Labels, Prompt, read_labels
+from tiers.sections import VllmTier
 from tiers.types import MissingExtra, TierError
 
 
