@@ -43,7 +43,7 @@ def test_the_screens_in_the_docs_are_valid(name: str) -> None:
 def test_every_key_of_a_tier_is_documented() -> None:
     text = (ROOT / "docs" / "screen-file.md").read_text()
     schema = Screen.model_json_schema(by_alias=True)
-    for section in ("Candidates", "LlamaTier", "PythonTier", "Policy"):
+    for section in ("Candidates", "LlamaTier", "VllmTier", "PythonTier", "Policy"):
         for key in schema["$defs"][section]["properties"]:
             assert f"`{key}`" in text, f"{section}.{key}"
 

@@ -1,6 +1,12 @@
 """Tests against a real vLLM on a processor, in an environment of their own: `make test-vllm`."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,3 +73,42 @@ def opened(
     monkeypatch.setattr(vllm, "LLM", shared)
     yield open_one
     engine.reset_prefix_cache()
+
+
+@pytest.fixture(scope="session")
+def server_url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM's own server on the same weights, under the name `tiny`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    said = tmp_path_factory.mktemp("server") / "log"
+    with said.open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",
+             "--port", port, "--model", str(model), "--served-model-name", "tiny",
+             "--enforce-eager", "--dtype", "float32", "--max-model-len", "4096"],
+            env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        _await(f"http://127.0.0.1:{port}/health", server, said)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _await(url: str, server: subprocess.Popen[bytes], said: Path) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310
+                return
+        except OSError:
+            if server.poll() is not None:
+                break
+            time.sleep(0.5)
+    pytest.fail(f"the server did not start: {said.read_text()[-3000:]}")

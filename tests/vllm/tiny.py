@@ -35,9 +35,26 @@ def write_model(
         eos_token_id=2,
         dtype="float32",
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    _prefer(model, [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no", "Ġyes", "Ġno")])
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def _prefer(model: LlamaForCausalLM, tokens: list[int]) -> None:
+    """Make some tokens likely after any text, as they are for a model that was asked for them.
+
+    A llama has no bias, so the first dimension becomes one: every word sets it, no layer changes
+    it, and only these tokens look at it.
+    """
+    model.model.embed_tokens.weight[:, 0] = 1.0
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0.0
+        layer.mlp.down_proj.weight[0] = 0.0
+    model.lm_head.weight[:, 0] = 0.0
+    model.lm_head.weight[tokens, 0] = 2.0
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -57,7 +74,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]
     lines = [line for path in files for line in path.read_text("utf-8").splitlines()]
-    bare.train_from_iterator([*lines, *["yes no\nyes\nno\n"] * 500], trainer)
+    bare.train_from_iterator([*lines, *["yes\nno\nsay yes or no"] * 500], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<|im_end|>")
     tokenizer.add_tokens(["<think>"])  # an added token that does not call itself special
     tokenizer.chat_template = CHAT_TEMPLATE
