@@ -1,5 +1,6 @@
 """Tests against a real vLLM on a processor, in an environment of their own: `make test-vllm`."""
 
+import json
 import os
 import signal
 import socket
@@ -33,6 +34,7 @@ from tiers.sections import VllmTier
 from .tiny import write_model
 
 RUBRIC = "The module imports nothing outside the standard library. " * 12
+COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
 OPTIONS = {"enforce_eager": True, "dtype": "float32"}
 
 
@@ -53,8 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(model: Path) -> Any:
     """The session's one engine in this process: a start takes longer than all tests."""
-    replies = {"backend": "xgrammar", "disable_any_whitespace": True}
-    return vllm.LLM(str(model), max_model_len=4096, structured_outputs_config=replies, **OPTIONS)
+    return vllm.LLM(str(model), max_model_len=4096, structured_outputs_config=COMPACT, **OPTIONS)
 
 
 @pytest.fixture
@@ -86,7 +87,8 @@ def server_url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         server = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",
              "--port", port, "--model", str(model), "--served-model-name", "tiny",
-             "--enforce-eager", "--dtype", "float32", "--max-model-len", "4096"],
+             "--enforce-eager", "--dtype", "float32", "--max-model-len", "4096",
+             "--structured-outputs-config", json.dumps(COMPACT)],
             env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip

@@ -49,7 +49,8 @@ def _prefer(model: LlamaForCausalLM, tokens: list[int]) -> None:
     A llama has no bias, so the first dimension becomes one: every word sets it, no layer changes
     it, and only these tokens look at it.
     """
-    model.model.embed_tokens.weight[:, 0] = 1.0
+    model.model.embed_tokens.weight *= 8.0
+    model.model.embed_tokens.weight[:, 0] = 30.0
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[0] = 0.0
         layer.mlp.down_proj.weight[0] = 0.0
