@@ -152,7 +152,11 @@ class Http:
         return judgements, exhausted and not self._tasks and not self._again
 
     def _open(self) -> aiohttp.ClientSession:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if (key := key_of(self._config)) is not None:
+            headers["Authorization"] = f"Bearer {key}"
         return aiohttp.ClientSession(
+            headers=headers,
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=self._config.timeout_seconds, sock_connect=10),
             cookie_jar=aiohttp.DummyCookieJar(),

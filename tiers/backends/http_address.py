@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from tiers.pacing import Rate, Window, backoff
 from tiers.remote import hide
@@ -56,10 +57,8 @@ class Address:
         """Of late, in seconds."""
         self._config = config
         self._key = key
-        self._target = f"{url}/{'chat/completions' if config.api == 'chat' else 'completions'}"
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key is not None:
-            self._headers["Authorization"] = f"Bearer {key}"
+        # Parsed once: aiohttp would do it for every request.
+        self._target = URL(f"{url}/{'chat/completions' if config.api == 'chat' else 'completions'}")
         self._requests = Rate(config.requests_per_minute)
         self._tokens = Rate(config.tokens_per_minute)
         self._closed_until = 0.0
@@ -106,6 +105,8 @@ class Address:
     async def post(self, session: aiohttp.ClientSession, body: bytes) -> dict[str, Any]:
         """Send one request and return the reply's object, which holds at least one choice.
 
+        The session's headers carry the key.
+
         Raises:
             Failure: it may go well the next time.
             Refusal: the server will not take this request.
@@ -113,9 +114,7 @@ class Address:
         """
         try:
             # A redirect is never followed: it would carry the key to another host.
-            async with session.post(
-                self._target, data=body, headers=self._headers, allow_redirects=False
-            ) as response:
+            async with session.post(self._target, data=body, allow_redirects=False) as response:
                 raw = await response.read()
                 status, headers = response.status, response.headers
         except TimeoutError as error:
