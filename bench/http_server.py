@@ -25,7 +25,9 @@ def _reply(word: str, likely: dict[str, float]) -> bytes:
         '"finish_reason":"stop"}],"usage":{"prompt_tokens":180,"completion_tokens":1,'
         '"total_tokens":181}}'
     )
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return (head + body).encode()
 
 

@@ -76,12 +76,30 @@ class Bench:
                 ours, theirs = self.tamis(size, [url]), self.peer(size, url)
                 mine = 1e6 * (ours.cpu - start.cpu) / size
                 its = 1e6 * (theirs.cpu - peer_start.cpu) / size
-                rows.append((f"{size:,}", mine, its, its / mine, ours.wall, theirs.wall, ours.peak_megabytes))
+                rows.append(
+                    (
+                        f"{size:,}",
+                        mine,
+                        its,
+                        its / mine,
+                        ours.wall,
+                        theirs.wall,
+                        ours.peak_megabytes,
+                    )
+                )
                 figures[f"ratio_{size}_{delay}ms"] = its / mine
                 figures[f"us_{size}_{delay}ms"] = mine
         print(f"\n{delay} ms, concurrency {CONCURRENCY}")
         table(
-            ["candidates", "Tamis us", "openai us", "ratio", "Tamis wall s", "openai wall s", "peak MB"],
+            [
+                "candidates",
+                "Tamis us",
+                "openai us",
+                "ratio",
+                "Tamis wall s",
+                "openai wall s",
+                "peak MB",
+            ],
             rows,
         )
         return figures
@@ -132,7 +150,14 @@ class Bench:
 
     def peer(self, size: int, url: str) -> Cost:
         home = self._prepare(size, [url])
-        command = [sys.executable, "-m", "bench.http_peer", url, home / "in.jsonl", str(CONCURRENCY)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.http_peer",
+            url,
+            home / "in.jsonl",
+            str(CONCURRENCY),
+        ]
 
         def run() -> None:
             said = subprocess.run(command, cwd=HERE, check=True, capture_output=True).stdout
