@@ -44,6 +44,8 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+OPTIONS = {"enforce_eager": True, "dtype": "float32"}  # bf16 is emulated on many processors
+
 
 class Load(NamedTuple):
     """How many candidates, and the tokens of a shared prompt, of a candidate and of a reply."""
@@ -117,7 +119,7 @@ def write_offline(tier: Any, load: Load) -> None:
 
 
 def _section(model: str, caching: bool) -> dict[str, Any]:
-    options = {"enforce_eager": True, "enable_prefix_caching": caching, "max_model_len": 4096}
+    options = {"enable_prefix_caching": caching, "max_model_len": 4096, **OPTIONS}
     return {"name": "bench", "backend": "vllm", "model": model, "options": options}
 
 
@@ -130,7 +132,7 @@ def served(model: Path) -> Iterator[tuple[str, psutil.Process]]:
     server = subprocess.Popen(
         [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",
          "--port", port, "--model", str(model), "--served-model-name", "bench",
-         "--enforce-eager", "--max-model-len", "4096"],
+         "--enforce-eager", "--dtype", "float32", "--max-model-len", "4096"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
@@ -195,7 +197,7 @@ def report(seconds: dict[str, float], load: Load) -> None:
     print(machine())
     print(
         f"{load.candidates} candidates, {load.shared} shared and {load.own} own words each, "
-        "a random llama of 30 M parameters, bf16"
+        "a random llama of 30 M parameters, float32"
     )
     table(
         ["way", "CPU ms/candidate", "candidates/CPU s", "dearer by"],

@@ -56,4 +56,4 @@ def test_a_server_and_the_engine_in_process_give_the_same_scores(
     gaps = [abs(a.score - b.score) for a, b in zip(in_process, served, strict=True)]
     assert max(gaps) < 2e-2
     assert np.ptp([judgement.score for judgement in in_process]) > 0.05
-    assert all(judgement.prompt_tokens > 200 for judgement in served)
+    assert sum(judgement.prompt_tokens for judgement in served) > 200 * len(texts)
