@@ -15,7 +15,7 @@ from tiers.types import Candidate, Judgement, TierError
 from .openai_server import FAULTS, ModelServer, is_match, one_in_a_hundred
 
 RUBRIC = "Is this a match?"
-SECRET = "sk-very-secret-4711"
+SECRET = "sk-very-secret-4711"  # noqa: S105
 
 
 def tier(*servers: ModelServer, **settings: Any) -> Http:
@@ -156,25 +156,25 @@ def test_a_refused_text_does_not_drag_its_group_along():
 
 
 def test_a_wrong_model_stops_the_tier_at_its_first_reply():
-    with ModelServer() as server, pytest.raises(TierError, match="is the model 'n' served there"):
-        try:
-            judged(tier(server, model="n"), 50)
-        finally:
-            assert sum(server.paths.values()) == 1
+    with ModelServer() as server:
+        opened = tier(server, model="n")
+        with pytest.raises(TierError, match="is the model 'n' served there"):
+            judged(opened, 50)
+        assert sum(server.paths.values()) == 1
 
 
 def test_a_key_revoked_in_the_middle_stops_the_tier_and_keeps_what_was_judged(monkeypatch):
     monkeypatch.setenv("MY_KEY", SECRET)
-    fault = {"on": False}
-    with ModelServer(fault=lambda n, times: "401" if fault["on"] else None, key=SECRET) as server:
+    kept: list[Judgement] = []
+
+    def fault(_number: int, _times: int) -> str | None:
+        return "401" if len(kept) >= 1000 else None
+
+    with ModelServer(fault=fault, key=SECRET) as server:
         opened = tier(server, key_variable="MY_KEY", concurrency=4)
-        kept = []
-        with pytest.raises(
-            TierError, match=r"refuses the key \(401: key was revoked\); check MY_KEY"
-        ):
-            for one in opened.judge(candidates(5000)):
-                kept.append(one)
-                fault["on"] = len(kept) >= 1000
+        said = r"refuses the key \(401: key was revoked\); check MY_KEY"
+        with pytest.raises(TierError, match=said):
+            kept.extend(opened.judge(candidates(5000)))
         opened.close()
         assert len(kept) >= sum(server.good.values()) >= 1000
 
@@ -203,11 +203,10 @@ def test_a_redirect_is_not_followed_with_the_key(monkeypatch):
     with ModelServer() as other:
         moved = ModelServer()
         moved.routes = [web.post("/moved/chat/completions", away)]
-        with moved, pytest.raises(TierError, match="the key is not sent there"):
-            url = f"http://127.0.0.1:{moved.port}/moved"
-            config = {"name": "only", "backend": "http", "base_url": url, "model": "m"}
-            config["key_variable"] = "MY_KEY"
-            judged(Http(Job(RUBRIC, HttpTier.model_validate(config))), 5)
+        with moved:
+            opened = tier(moved, base_url=moved.url.replace("/v1", "/moved"), key_variable="MY_KEY")
+            with pytest.raises(TierError, match="the key is not sent there"):
+                judged(opened, 5)
         assert not other.headers
 
 
@@ -239,7 +238,7 @@ def test_a_server_that_is_restarted_in_the_middle_is_waited_for():
 def test_a_server_that_is_not_there_is_told_within_seconds():
     with ModelServer() as server:
         opened = tier(server, patience_seconds=0.5)
-    with pytest.raises(TierError, match="cannot be reached.*Start the server or correct base_url"):
+    with pytest.raises(TierError, match=r"cannot be reached.*Start the server or correct base_url"):
         judged(opened, 5)
 
 

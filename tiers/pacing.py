@@ -26,7 +26,7 @@ class Window:
         self._cut = 0.0
         self._hold = 0
         self._round = _Round(self.size)
-        self._last: _Round | None = None
+        self._best: _Round | None = None
 
     def answered(self, began: float, now: float) -> None:
         """A request that began then was answered well now."""
@@ -45,19 +45,15 @@ class Window:
         self.size = max(self.size / 2, 1.0)
 
     def _close_round(self) -> None:
-        this, last = self._round, self._last
+        """Compare with the round that did best; where more only waits longer, go back to its size."""
+        this, best = self._round, self._best
         self._hold = max(self._hold - 1, 0)
-        grew = last is not None and this.window > last.window
-        if (
-            last is not None
-            and grew
-            and this.rate < PAYS * last.rate
-            and this.latency > SLOWER * last.latency
-        ):
+        if best is None or this.rate > PAYS * best.rate:
+            self._best = this
+        elif this.window > best.window and this.latency > SLOWER * best.latency:
             self._doubling = False
             self._hold = HOLD_ROUNDS
-            self.size = max(min(last.window, self.size), FIRST_WINDOW / 2, 1.0)
-        self._last = this
+            self.size = max(min(best.window, self.size), 1.0)
         self._round = _Round(self.size)
 
 
