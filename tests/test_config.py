@@ -63,7 +63,7 @@ def test_five_faults_are_five_messages_each_with_its_line(tmp_path: Path) -> Non
     assert "candidates.kee (line 2): unknown key; did you mean 'key'?" in text
     assert "tiers[0].policy.reject_below (line 6): Input should be less than or equal to 1" in text
     assert (
-        "tiers[1] (line 7): backend 'lama' is unknown; write one of: llama, http, openai_batch, python"
+        "tiers[1] (line 7): backend 'lama' is unknown; write one of: llama, vllm, http, openai_batch, python"
         in text
     )
     assert "tiers[2].ask" in text

@@ -14,7 +14,7 @@ from tiers.models import PRESETS
 from tiers.types import Candidate
 
 SECTIONS = (
-    "Candidates", "LlamaTier", "HttpTier", "OpenAIBatchTier", "PythonTier", "Policy",
+    "Candidates", "LlamaTier", "VllmTier", "HttpTier", "OpenAIBatchTier", "PythonTier", "Policy",
     "BudgetSection", "PriceSection",
 )  # fmt: skip
 ROOT = Path(__file__).parent.parent

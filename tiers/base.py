@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from tiers.config import Screen
-from tiers.sections import AnyTier, HttpTier, LlamaTier, OpenAIBatchTier, PythonTier
+from tiers.sections import AnyTier, HttpTier, LlamaTier, OpenAIBatchTier, PythonTier, VllmTier
 from tiers.types import Candidate, Judgement, TierError
 
 
@@ -50,12 +50,17 @@ def identity(job: Job) -> dict[str, Any]:
 
     Raises:
         TierError: the model's file is not there.
+        MissingExtra: the engine is not installed.
     """
     match job.config:
         case LlamaTier():
             from tiers.backends import llama
 
             return llama.identity(job)
+        case VllmTier():
+            from tiers.backends import vllm
+
+            return vllm.identity(job)
         case HttpTier() | OpenAIBatchTier():
             from tiers import remote
 
@@ -77,6 +82,10 @@ def inspect(job: Job, text: str) -> Inspection:
             from tiers.backends import llama
 
             return llama.inspect(job, text)
+        case VllmTier():
+            from tiers.backends import vllm
+
+            return vllm.inspect(job, text)
         case HttpTier() | OpenAIBatchTier():
             from tiers import remote
 
@@ -107,6 +116,10 @@ def open_backend(job: Job) -> Tier:
             from tiers.backends.llama import Llama
 
             return Llama(job)
+        case VllmTier():
+            from tiers.backends.vllm import Vllm
+
+            return Vllm(job)
         case HttpTier():
             from tiers.backends.http import Http
 

@@ -33,6 +33,7 @@ from tiers.sections import (
     PythonTier,
     Section,
     Tier,
+    VllmTier,
 )
 from tiers.template import check_template
 
@@ -261,6 +262,8 @@ def _anchored(screen: Screen, folder: Path) -> Screen:
     def anchor(tier: AnyTier) -> AnyTier:
         if isinstance(tier, PythonTier):
             return tier.model_copy(update={"folder": str(folder / tier.folder)})
+        if isinstance(tier, VllmTier) and (folder / tier.model).is_dir():
+            return tier.model_copy(update={"model": str(folder / tier.model)})
         if (
             isinstance(tier, LlamaTier)
             and isinstance(tier.model, str)

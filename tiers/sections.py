@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -164,6 +165,35 @@ class LlamaTier(ModelTierSection):
         return model
 
 
+class VllmTier(ModelTierSection):
+    """A model in Hugging Face's layout, run by vLLM in a child process of its own."""
+
+    backend: Literal["vllm"]
+    model: str = Field(min_length=1)
+    """A folder, or a name on the hub."""
+    chat: bool | None = None
+    """Wrap the prompt in the model's chat template; by default if it has one and no `prompt` is
+    given."""
+    options: dict[str, JsonValue] = {}
+    """Given to `vllm.LLM` by name, such as `tensor_parallel_size`."""
+
+    @field_validator("options")
+    @classmethod
+    def _no_secret_and_no_vain_speculation(
+        cls, options: dict[str, JsonValue], info: ValidationInfo
+    ) -> dict[str, JsonValue]:
+        if "hf_token" in options:
+            raise ValueError("a screen file holds no secrets; set HF_TOKEN in the environment")
+        speculation = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
+        guessing = [name for name in speculation if name in options]
+        if guessing and isinstance(ask := info.data.get("ask"), str):
+            raise ValueError(
+                f"'{guessing[0]}' speeds up the writing of text, and ask: {ask} writes none; "
+                "leave it out"
+            )
+        return options
+
+
 class RemoteTier(ModelTierSection):
     """What tiers have that ask a server over the OpenAI protocol."""
 
@@ -301,10 +331,11 @@ class PythonTier(TierSection):
     folder: str = "."
 
 
-AnyTier = LlamaTier | HttpTier | OpenAIBatchTier | PythonTier
+AnyTier = LlamaTier | VllmTier | HttpTier | OpenAIBatchTier | PythonTier
 Tier = Annotated[AnyTier, Field(discriminator="backend")]
 BACKENDS: dict[str, type[BaseModel]] = {
     "llama": LlamaTier,
+    "vllm": VllmTier,
     "http": HttpTier,
     "openai_batch": OpenAIBatchTier,
     "python": PythonTier,
