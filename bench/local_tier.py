@@ -24,7 +24,7 @@ from tests.gguf_models import SHAPES, write_model
 from tiers.backends.llama import Llama
 from tiers.backends.llama_engine import Log, Prepared
 from tiers.base import Job
-from tiers.config import LlamaTier
+from tiers.sections import LlamaTier
 from tiers.types import Candidate
 
 WORDS = [

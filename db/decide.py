@@ -85,6 +85,8 @@ class _Tier(NamedTuple):
     accept_above: float | None
     top_count: int | None
     top_share: float | None
+    budget: bool
+    affordable: int | None
 
 
 def decide(connection: Connection, run_id: int, position: int) -> dict[Outcome, int]:
@@ -119,6 +121,8 @@ def _tier(connection: Connection, run_id: int, position: int) -> _Tier:
             PolicyRow.accept_above,
             PolicyRow.top_count,
             PolicyRow.top_share,
+            PolicyRow.budget,
+            RunTierRow.affordable,
         )
         .join(PolicyRow, PolicyRow.id == RunTierRow.policy_id)
         .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
@@ -132,7 +136,7 @@ def _between(tier: _Tier) -> Outcome:
     """As `tiers.policy.Policy.between`: what becomes of a score between the thresholds."""
     if not tier.last:
         return Outcome.PROMOTE
-    if tier.top_count is not None or tier.top_share is not None:
+    if tier.top_count is not None or tier.top_share is not None or tier.budget:
         return Outcome.ACCEPT
     match tier.reject_below, tier.accept_above:
         case None, _:
@@ -150,12 +154,14 @@ def _last_place(
 
     Keys are unique within a run, so score and key order all candidates.
     """
-    quota = tier.top_count
+    quota = tier.affordable if tier.budget else tier.top_count
     if tier.top_share is not None:
         quota = math.ceil(
             Fraction(str(tier.top_share)) * (connection.scalar(_COUNT_SCORED, parameters) or 0)
         )
-    if not quota:
+    if quota is None:
         return -1.0, ""
+    if quota == 0:
+        return 2.0, ""
     row = connection.execute(_LAST_PLACE, {**parameters, "above": quota - 1}).one_or_none()
     return (-1.0, "") if row is None else (row.score, row.key)

@@ -25,10 +25,17 @@ _STAGED = Staging(
         "error": "text",
         "failed": "bool",
         "note": "text",
+        "reasoning_tokens": "int8",
+        "price_id": "int8",
     },
 )
 _COLUMNS = ", ".join(_STAGED.columns)
-_CHANGES = ", ".join(f"{name} = excluded.{name}" for name in list(_STAGED.columns)[1:])
+# The tokens of an attempt that failed were paid too.
+_ADDED = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+_CHANGES = ", ".join(
+    f"{name} = excluded.{name}" + f" + judgement.{name}" * (name in _ADDED)
+    for name in list(_STAGED.columns)[1:]
+)
 _RECORD = text(f"""
     INSERT INTO judgement (judge_id, run_id, judged_at, {_COLUMNS})
     SELECT :judge_id, :run_id, :judged_at, {_COLUMNS} FROM staged_judgement WHERE true
@@ -93,19 +100,24 @@ LOW_MASS = text("""
 
 
 def record(
-    connection: Connection, run_id: int, judge_id: int, judgements: Sequence[Judgement]
+    connection: Connection,
+    run_id: int,
+    judge_id: int,
+    judgements: Sequence[Judgement],
+    price_id: int | None,
 ) -> None:
     """Keep judgements; one that is there stays as it was, unless it had failed."""
     # Postgres refuses to upsert one row twice in one statement: of two answers, the later counts.
-    latest = {judgement.id: _staged(judgement) for judgement in judgements}
+    latest = {judgement.id: _staged(judgement, price_id) for judgement in judgements}
     stage(connection, _STAGED, list(latest.values()))
     connection.execute(_RECORD, {"judge_id": judge_id, "run_id": run_id, "judged_at": now()})
 
 
-def _staged(judgement: Judgement) -> tuple[Any, ...]:
-    text_id, score, reading, mass, prompt, cached, completion, seconds, error, failed, note = (
-        judgement
-    )
+def _staged(judgement: Judgement, price_id: int | None) -> tuple[Any, ...]:
+    (
+        text_id, score, reading, mass, prompt, cached, completion, reasoning, seconds, error,
+        failed, note,
+    ) = judgement  # fmt: skip
     if score is not None and math.isnan(score):
         score, error = None, error or "score is not a number"
     if failed:
@@ -124,4 +136,6 @@ def _staged(judgement: Judgement) -> tuple[Any, ...]:
         storable(error),
         failed,
         storable(note),
+        reasoning,
+        price_id,
     )

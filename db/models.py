@@ -19,6 +19,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -31,6 +33,8 @@ class RunState(enum.StrEnum):
     RUNNING = "running"
     DONE = "done"
     INCOMPLETE = "incomplete"
+    WAITING = "waiting"
+    """For a batch that a server works on; nobody holds the run meanwhile."""
     STOPPED = "stopped"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -43,6 +47,17 @@ class TierState(enum.StrEnum):
     RUNNING = "running"
     DONE = "done"
     STOPPED = "stopped"
+
+
+class BatchState(enum.StrEnum):
+    """How far a batch of requests is."""
+
+    PREPARED = "prepared"
+    """Written here, perhaps already known to the server: looked for there before it is sent."""
+    SUBMITTED = "submitted"
+    ENDED = "ended"
+    """The server is done with it, well or not; its answers wait there."""
+    COLLECTED = "collected"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -92,6 +107,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime(),
         RunState: _names(RunState),
         TierState: _names(TierState),
+        BatchState: _names(BatchState),
         Outcome: _names(Outcome),
     }
 
@@ -185,9 +201,26 @@ class PolicyRow(Base):
     accept_above: Mapped[float | None]
     top_count: Mapped[int | None]
     top_share: Mapped[float | None]
+    budget: Mapped[bool] = mapped_column(server_default=false())
+    """As many as the next tier's budget pays for; `run_tier.affordable` says how many."""
     created_at: Mapped[datetime]
     author: Mapped[str | None]
     reason: Mapped[str | None]
+
+
+class PriceRow(Base):
+    """A price at which tokens or machines were paid; never changed, so that costs stay right."""
+
+    __tablename__ = "price"
+
+    id: Mapped[Id]
+    input: Mapped[float]
+    """US dollars per million tokens, as the next two."""
+    cached_input: Mapped[float]
+    output: Mapped[float]
+    hour: Mapped[float]
+    """US dollars for an hour of all machines of the tier."""
+    source: Mapped[str]
 
 
 class RunTierRow(Base):
@@ -212,6 +245,10 @@ class RunTierRow(Base):
     """Tokens of answers written a second."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    price_id: Mapped[int | None]
+    """What the tier costs now; a judgement keeps the price at which it was paid."""
+    affordable: Mapped[int | None]
+    """How many the policy `budget` let through last."""
 
 
 class JudgementRow(Base):
@@ -242,6 +279,55 @@ class JudgementRow(Base):
     note: Mapped[str | None]
     judged_at: Mapped[datetime]
     """When its batch was written."""
+    reasoning_tokens: Mapped[int] = mapped_column(server_default=text("0"))
+    """Of the completion's."""
+    price_id: Mapped[int | None]
+    """Null where the price was not known, or the server told no tokens. No foreign key, because
+    SQLite could never drop the column again."""
+
+
+class BatchRow(Base):
+    """A file of requests that a server answers by tomorrow."""
+
+    __tablename__ = "batch"
+
+    id: Mapped[Id]
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), index=True)
+    position: Mapped[int]
+    judge_id: Mapped[int] = mapped_column(ForeignKey("judge.id"))
+    price_id: Mapped[int | None]
+    mark: Mapped[str] = mapped_column(unique=True)
+    """Sent along, to find a batch again that was made just before we died."""
+    server: Mapped[str]
+    key_fingerprint: Mapped[str]
+    """The start of the key's SHA-256: another account does not see this batch."""
+    remote_id: Mapped[str | None]
+    input_file: Mapped[str | None]
+    output_file: Mapped[str | None]
+    error_file: Mapped[str | None]
+    state: Mapped[BatchState]
+    remote_state: Mapped[str | None]
+    """The server's own word: validating, in_progress, completed, expired and so on."""
+    reason: Mapped[str | None]
+    lines: Mapped[int]
+    tokens: Mapped[int]
+    """About how many tokens it has the server hold."""
+    answered: Mapped[int] = mapped_column(default=0)
+    unanswered: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    submitted_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    collected_at: Mapped[datetime | None]
+
+
+class BatchLineRow(Base):
+    """A text in a batch: not to be sent again while the batch is open."""
+
+    __tablename__ = "batch_line"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    batch_id: Mapped[int] = mapped_column(ForeignKey("batch.id"), primary_key=True)
+    text_id: Mapped[int] = mapped_column(_Big, ForeignKey("text.id"), primary_key=True, index=True)
 
 
 class VerdictRow(Base):

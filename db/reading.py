@@ -140,6 +140,7 @@ def _policies(connection: Connection, run_id: int) -> dict[int, TierPlan]:
             PolicyRow.accept_above,
             PolicyRow.top_count,
             PolicyRow.top_share,
+            PolicyRow.budget,
         )
         .join(PolicyRow, PolicyRow.id == RunTierRow.policy_id)
         .where(RunTierRow.run_id == run_id)
@@ -165,4 +166,6 @@ def _detail(row: RowMapping, policy: TierPlan) -> JudgementDetail:
         judged=row["judged_at"],
         judge=json.loads(row["judge"]),
         policy=policy,
+        reasoning_tokens=row["reasoning_tokens"],
+        usd=row["usd"],
     )

@@ -138,12 +138,20 @@ def add_tiers(connection: Connection, run_id: int, tiers: Sequence[TierPlan]) ->
         )
 
 
-def reopen(connection: Connection, run_id: int) -> None:
-    """The run runs again; a grown input may give even one that was done something to do."""
+def reopen(connection: Connection, run_id: int, config: dict[str, Any]) -> None:
+    """The run runs again; a grown input may give even one that was done something to do.
+
+    Budgets and other settings that move no score may have changed since.
+    """
     connection.execute(
         update(RunRow)
         .where(RunRow.id == run_id)
-        .values(state=RunState.RUNNING, reason=None, finished_at=None)
+        .values(
+            state=RunState.RUNNING,
+            reason=None,
+            finished_at=None,
+            config=json.dumps(config, sort_keys=True, ensure_ascii=False),
+        )
     )
 
 

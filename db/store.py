@@ -9,11 +9,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, func, or_, select, text, update
 
-from db import decide, ingest, judging, reading, runs
+from db import costs, decide, ingest, judging, reading, runs
+from db.batches import Batch, Batches
 from db.connect import storable, transaction
 from db.errors import DatabaseError, StoreError
 from db.models import (
     BadRowRow,
+    BatchState,
     CandidateRow,
     JudgeRow,
     RunRow,
@@ -33,6 +35,7 @@ from db.values import (
     Row,
     Run,
     RunStatus,
+    Spent,
     TierPlan,
 )
 from tiers.types import Candidate, Judgement, Outcome
@@ -40,6 +43,8 @@ from tiers.types import Candidate, Judgement, Outcome
 __all__ = [
     "Account",
     "BadRow",
+    "Batch",
+    "BatchState",
     "Cost",
     "DatabaseError",
     "Explanation",
@@ -50,6 +55,7 @@ __all__ = [
     "Run",
     "RunState",
     "RunStatus",
+    "Spent",
     "Store",
     "StoreError",
     "TierPlan",
@@ -67,6 +73,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.batches = Batches(engine)
 
     # Runs
 
@@ -95,7 +102,7 @@ class Store:
                 runs.add_tiers(connection, run_id, tiers)
             else:
                 run_id = found["id"]
-                runs.reopen(connection, run_id)
+                runs.reopen(connection, run_id, config)
             return runs.as_run(runs.get(connection, run_id))
 
     def find_run(self, key: str | None = None) -> Run:
@@ -291,6 +298,42 @@ class Store:
                 .values(values)
             )
 
+    def tier_reasons(self, run_id: int) -> list[str]:
+        """Why tiers of the run stopped, in the order of the tiers."""
+        query = (
+            select(RunTierRow.reason)
+            .where(RunTierRow.run_id == run_id, RunTierRow.state == TierState.STOPPED)
+            .order_by(RunTierRow.position)
+        )
+        with self._reading() as connection:
+            return [reason for reason in connection.scalars(query) if reason]
+
+    # Costs
+
+    def set_price(
+        self, run_id: int, position: int, price: Sequence[float | str] | None
+    ) -> int | None:
+        """Say what a tier costs from now on, for `record`.
+
+        Args:
+            run_id: the run.
+            position: the tier.
+            price: (5,) dollars per million input, cached and output tokens, dollars an hour, and
+                where the price stands; None where it is not known.
+        """
+        with self._writing() as connection:
+            return costs.set_price(connection, run_id, position, price)
+
+    def spent(self, run_id: int) -> list[Spent]:
+        """What each tier of the run has used up, in the order of the tiers."""
+        with self._reading() as connection:
+            return costs.spent(connection, run_id)
+
+    def mean_characters(self, run_id: int) -> float:
+        """How long the run's texts are, judged by the first thousand."""
+        with self._reading() as connection:
+            return costs.mean_characters(connection, run_id)
+
     # Judging
 
     def unjudged(
@@ -327,13 +370,20 @@ class Store:
             parameters = {"run_id": run_id, "position": position, "judge_id": judge_id}
             return int(connection.scalar(judging.COUNT_UNJUDGED, parameters) or 0)
 
-    def record(self, run_id: int, judge_id: int, judgements: Sequence[Judgement]) -> None:
+    def record(
+        self,
+        run_id: int,
+        judge_id: int,
+        judgements: Sequence[Judgement],
+        price_id: int | None = None,
+    ) -> None:
         """Keep what the judge said, all or nothing; an answer that is there is kept as it was.
 
-        Only a judgement that had failed is replaced. NaN becomes null, with an error.
+        Only a judgement that had failed is replaced. NaN becomes null, with an error. `price_id` is
+        what `set_price` gave; None where the price is not known.
         """
         with self._writing() as connection:
-            judging.record(connection, run_id, judge_id, judgements)
+            judging.record(connection, run_id, judge_id, judgements, price_id)
 
     def low_mass(
         self, judge_id: int, run_id: int, position: int, below: float = 0.5, sample: int = 256
@@ -368,6 +418,15 @@ class Store:
         """
         with self._writing() as connection:
             return decide.decide(connection, run_id, position)
+
+    def set_affordable(self, run_id: int, position: int, count: int) -> None:
+        """Say how many candidates the next tier's budget pays for, for the policy `budget`."""
+        with self._writing() as connection:
+            connection.execute(
+                update(RunTierRow)
+                .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
+                .values(affordable=count)
+            )
 
     def undecide(self, run_id: int) -> None:
         """Take all verdicts back to the first tier, to decide anew from the stored scores.

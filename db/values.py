@@ -48,6 +48,8 @@ class TierPlan(NamedTuple):
     accept_above: float | None
     top_count: int | None
     top_share: float | None
+    budget: bool = False
+    """As many as the next tier's budget pays for."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,21 @@ class FunnelRow(NamedTuple):
     completion_tokens: int
     seconds: float
     state: TierState
+    reasoning_tokens: int
+    """Of the completion's."""
+    usd: float | None
+    """None where a price is not known; never 0 for that."""
+
+
+class Spent(NamedTuple):
+    """What a tier of a run has used up so far."""
+
+    tokens: int
+    """Of prompts and replies."""
+    usd: float | None
+    """None where a price is not known."""
+    seconds: float
+    judged: int
 
 
 class Cost(NamedTuple):
@@ -150,6 +167,9 @@ class JudgementDetail(NamedTuple):
     judged: datetime
     judge: dict[str, Any]
     policy: TierPlan
+    reasoning_tokens: int
+    usd: float | None
+    """Of the tokens; None where the price is not known or goes by the hour."""
 
 
 @dataclass(frozen=True)

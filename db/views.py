@@ -54,7 +54,9 @@ SELECT
   CAST(SUM(cached_tokens) AS BIGINT) AS cached_tokens,
   CAST(SUM(completion_tokens) AS BIGINT) AS completion_tokens,
   MAX(seconds) AS seconds,
-  MAX(state) AS state
+  MAX(state) AS state,
+  CAST(SUM(reasoning_tokens) AS BIGINT) AS reasoning_tokens,
+  CASE WHEN SUM(unpriced) = 0 THEN SUM(usd) + MAX(seconds) * MAX(usd_an_hour) / 3600 END AS usd
 FROM (
   SELECT
     run.key AS run,
@@ -78,15 +80,20 @@ FROM (
     0 AS paid,
     0 AS prompt_tokens,
     0 AS cached_tokens,
-    0 AS completion_tokens
+    0 AS completion_tokens,
+    0 AS reasoning_tokens,
+    0 AS unpriced,
+    0.0 AS usd,
+    COALESCE(price.hour, 0.0) AS usd_an_hour
   FROM run
   JOIN run_tier ON run_tier.run_id = run.id
+  LEFT JOIN price ON price.id = run_tier.price_id
   LEFT JOIN verdict
     ON verdict.run_id = run_tier.run_id AND verdict.position >= run_tier.position
   LEFT JOIN candidate ON candidate.id = verdict.candidate_id
   LEFT JOIN judgement
     ON judgement.judge_id = run_tier.judge_id AND judgement.text_id = candidate.text_id
-  GROUP BY run.key, run_tier.position, run_tier.name, run_tier.seconds, run_tier.state
+  GROUP BY run.key, run_tier.position, run_tier.name, run_tier.seconds, run_tier.state, price.hour
   UNION ALL
   SELECT
     run.key, run_tier.position, run_tier.name, run_tier.seconds, run_tier.state,
@@ -94,11 +101,18 @@ FROM (
     COUNT(*),
     SUM(judgement.prompt_tokens),
     SUM(judgement.cached_tokens),
-    SUM(judgement.completion_tokens)
+    SUM(judgement.completion_tokens),
+    SUM(judgement.reasoning_tokens),
+    COUNT(*) - COUNT(price.id),
+    SUM(((judgement.prompt_tokens - judgement.cached_tokens) * price.input
+      + judgement.cached_tokens * price.cached_input
+      + judgement.completion_tokens * price.output) / 1000000),
+    0.0
   FROM run
   JOIN run_tier ON run_tier.run_id = run.id
   JOIN judgement
     ON judgement.run_id = run_tier.run_id AND judgement.judge_id = run_tier.judge_id
+  LEFT JOIN price ON price.id = judgement.price_id
   WHERE NOT EXISTS (
     SELECT 1 FROM run_tier AS earlier
     WHERE earlier.run_id = run_tier.run_id
@@ -148,13 +162,20 @@ SELECT
     )
   ) AS reused,
   judgement.judged_at AS judged_at,
-  judge.description AS judge
+  judge.description AS judge,
+  judgement.reasoning_tokens AS reasoning_tokens,
+  CASE WHEN price.hour = 0 THEN
+    ((judgement.prompt_tokens - judgement.cached_tokens) * price.input
+      + judgement.cached_tokens * price.cached_input
+      + judgement.completion_tokens * price.output) / 1000000
+  END AS usd
 FROM run
 JOIN run_tier ON run_tier.run_id = run.id
 JOIN judge ON judge.id = run_tier.judge_id
 JOIN verdict ON verdict.run_id = run_tier.run_id AND verdict.position >= run_tier.position
 JOIN candidate ON candidate.id = verdict.candidate_id
 JOIN judgement
-  ON judgement.judge_id = run_tier.judge_id AND judgement.text_id = candidate.text_id"""
+  ON judgement.judge_id = run_tier.judge_id AND judgement.text_id = candidate.text_id
+LEFT JOIN price ON price.id = judgement.price_id"""
 
 VIEWS = {"result": RESULT, "funnel": FUNNEL, "judgement_detail": JUDGEMENT_DETAIL}

@@ -50,10 +50,11 @@ def show_inspection(found: dict[str, Any], console: Console) -> None:
         console.print(f"\ntier {tier['name']}: {tier['model']}", style="bold")
         if tier["prompt"] is None:
             continue
-        console.print(
-            f"{tier['shared_tokens']:,} tokens shared by all candidates, "
-            f"{tier['own_tokens']:,} of this one"
-        )
+        if tier["shared_tokens"] is not None:
+            console.print(
+                f"{tier['shared_tokens']:,} tokens shared by all candidates, "
+                f"{tier['own_tokens']:,} of this one"
+            )
         console.print(tier["prompt"], style="dim")
     for problem in found["problems"]:
         console.print(problem, style="red")

@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from db.store import Explanation, JudgementDetail, RunStatus, Store, StoreError
+from db.store import Batch, Explanation, JudgementDetail, RunStatus, Store, StoreError
 from flows.server import ServerError, ensure_server, prefect_home
 from flows.settings import Settings
 from tiers.config import Screen, ScreenError, load_screen
@@ -36,6 +36,8 @@ app = typer.Typer(
 )
 database_app = typer.Typer(no_args_is_help=True, help="Create or inspect the database.")
 app.add_typer(database_app, name="db")
+batch_app = typer.Typer(no_args_is_help=True, help="Batches of requests that are out.")
+app.add_typer(batch_app, name="batch")
 
 Database = Annotated[
     str | None,
@@ -249,6 +251,80 @@ def current(database: Database = None) -> None:
     file = Path(url.removeprefix("sqlite:///"))
     missing = url.startswith("sqlite:///") and not file.exists()
     out.print("empty" if missing else current_revision(url) or "empty")
+
+
+@batch_app.command("list", epilog="Example: `tamis batch list --json`")
+def list_batches(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Only of this run.")] = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """List all batches, as they stood when they were last looked at."""
+    store = _store(database)
+    run_id = None if run is None else store.find_run(run).id
+    rows = [_batch_row(batch) for batch in store.batches.all(run_id)]
+    _print_rows(rows, as_json, empty="no batches")
+
+
+@batch_app.command(epilog="Example: `tamis batch poll --wait`")
+def poll(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Only this run.")] = None,
+    database: Database = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until nothing is out any more.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Collect the answers of batches that ended, and go on with their runs."""
+    settings = Settings()
+    url = settings.database(database)
+    os.environ["TAMIS_DATABASE_URL"] = url
+    store = _store(url)
+    if run is not None:
+        store.find_run(run)
+    if not store.batches.waiting_runs():
+        _print_rows([], as_json, empty="no run waits for a batch")
+        return
+    ensure_server(settings)
+    from flows.collect import collect
+
+    went_on = collect(run, wait)
+    rows = [_batch_row(batch) for batch in store.batches.all(open_only=True)]
+    if not as_json:
+        out.print(f"went on: {', '.join(dict.fromkeys(went_on)) or 'none'}")
+    _print_rows(rows, as_json, empty="nothing is out any more")
+    raise typer.Exit(UNFINISHED if rows else DONE)
+
+
+@batch_app.command("cancel", epilog="Example: `tamis batch cancel 3`")
+def cancel_batch(
+    number: Annotated[int, typer.Argument(metavar="ID", help="As `tamis batch list` says.")],
+    database: Database = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Do not ask the server; send its candidates again.")
+    ] = False,
+) -> None:
+    """Have a batch stopped. What it has answered is kept, and collected by `tamis batch poll`."""
+    from flows.collect import cancel
+
+    store = _store(database)
+    found = [batch for batch in store.batches.all(open_only=True) if batch.id == number]
+    if not found:
+        _fail(f"no open batch {number}; see 'tamis batch list'")
+    batch = cancel(store, found[0], forget=forget)
+    out.print(f"batch {number}: {batch.remote_state or batch.reason}")
+
+
+def _batch_row(batch: Batch) -> dict[str, Any]:
+    return {
+        "batch": batch.id,
+        "run": batch.run,
+        "tier": batch.tier,
+        "state": str(batch.state),
+        "server says": batch.remote_state or "",
+        "lines": batch.lines,
+        "answered": batch.answered,
+        "sent": None if batch.submitted_at is None else f"{batch.submitted_at:%Y-%m-%d %H:%M}",
+        "reason": batch.reason or "",
+    }
 
 
 def screen_once(

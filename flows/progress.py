@@ -20,14 +20,20 @@ from rich.progress import (
 LINE_SECONDS = 10.0
 
 
+class Step(Protocol):
+    """One thing that takes a while: reading the files, or a tier. Several may go on at once."""
+
+    def expect(self, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+
 class Display(Protocol):
-    """Shows one step after the other: reading the files, then each tier."""
+    """Where steps and messages are shown."""
 
     def say(self, text: str) -> None: ...
 
-    def start(self, name: str, total: int | None) -> None: ...
-
-    def advance(self, count: int) -> None: ...
+    def start(self, name: str, total: int | None) -> Step: ...
 
 
 class Bars:
@@ -35,40 +41,54 @@ class Bars:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._step: TaskID | None = None
-        self._began = time.monotonic()
-        self._done = 0
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
 
-    def start(self, name: str, total: int | None) -> None:
-        self._step = self._progress.add_task(name, total=total, rate="")
-        self._began, self._done = time.monotonic(), 0
+    def start(self, name: str, total: int | None) -> "Bar":
+        return Bar(self._progress, self._progress.add_task(name, total=total, rate=""))
+
+
+class Bar:
+    """One step of `Bars`."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+        self._began = time.monotonic()
+        self._done = 0
+
+    def expect(self, total: int) -> None:
+        self._progress.update(self._task, total=total)
 
     def advance(self, count: int) -> None:
-        if self._step is None:
-            return
         self._done += count
         rate = self._done / max(time.monotonic() - self._began, 1e-9)
-        self._progress.update(self._step, advance=count, rate=f"{rate:,.0f}/s")
+        self._progress.update(self._task, advance=count, rate=f"{rate:,.0f}/s")
 
 
 class Lines:
     """A line now and then, for a log."""
 
-    def __init__(self) -> None:
-        self._name, self._total, self._done = "", None, 0
-        self._began = self._said = time.monotonic()
-
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - a log's line
 
-    def start(self, name: str, total: int | None) -> None:
-        self._name, self._total, self._done = name, total, 0
+    def start(self, name: str, total: int | None) -> "Line":
+        return Line(self, name, total)
+
+
+class Line:
+    """One step of `Lines`."""
+
+    def __init__(self, lines: Lines, name: str, total: int | None) -> None:
+        self._lines = lines
+        self._name = name
+        self._total = total
+        self._done = 0
         self._began = self._said = time.monotonic()
 
-    _total: int | None
+    def expect(self, total: int) -> None:
+        self._total = total
 
     def advance(self, count: int) -> None:
         self._done += count
@@ -79,7 +99,7 @@ class Lines:
         rate = self._done / (now - self._began)
         of = "" if self._total is None else f" of {self._total:,}"
         left = "" if self._total is None else f", {(self._total - self._done) / rate:,.0f} s left"
-        self.say(f"{self._name}: {self._done:,}{of}, {rate:,.0f}/s{left}")
+        self._lines.say(f"{self._name}: {self._done:,}{of}, {rate:,.0f}/s{left}")
 
 
 @contextmanager

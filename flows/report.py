@@ -34,8 +34,7 @@ def publish(store: Store, run: Run) -> None:
 class ProgressArtifact:
     """A tier's progress in the Prefect UI, written at most every five seconds."""
 
-    def __init__(self, run: Run, tier: str, total: int) -> None:
-        self._total = max(total, 1)
+    def __init__(self, run: Run, tier: str) -> None:
         self._written = time.monotonic()
         self._id: UUID | None = None
         if FlowRunContext.get() is not None:
@@ -44,12 +43,12 @@ class ProgressArtifact:
             )
             self._id = made if isinstance(made, UUID) else None
 
-    def update(self, done: int, *, at_once: bool = False) -> None:
+    def update(self, done: int, total: int, *, at_once: bool = False) -> None:
         now = time.monotonic()
         if self._id is None or (now - self._written < UPDATE_SECONDS and not at_once):
             return
         self._written = now
-        update_progress_artifact(self._id, min(100.0, 100 * done / self._total))
+        update_progress_artifact(self._id, min(100.0, 100 * done / max(total, 1)))
 
 
 def _slug(name: str) -> str:

@@ -9,35 +9,30 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
 
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.context import FlowRunContext
 
 from db.engine import check_ready, open_engine
-from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan, TierState
+from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan
+from flows.budget import Budgets, check_prices
 from flows.ingest import ingest, source_files
+from flows.judging import TierWork, tell
+from flows.overlap import Cascade
 from flows.progress import Display, display
-from flows.report import ProgressArtifact, publish
-from flows.settings import Settings
-from tiers.base import Job, Tier, identity, inspect, job_of, open_tier
+from flows.report import publish
+from flows.settings import Settings, load_keys
+from tiers.base import identity, inspect, job_of
 from tiers.config import Screen
-from tiers.types import Candidate, Judgement, Outcome, TierError
+from tiers.prices import price_of
+from tiers.sections import RemoteTier
+from tiers.types import TierError
 
-PAGE = 1_000
-"""Candidates read from the database at once."""
-FIRST_BLOCK = 256
-BLOCK_SECONDS = 15.0
-BLOCKS = 300
-"""Task runs that a tier may take at most: Prefect's server needs 23 ms for each."""
-FLUSH_ROWS = 1_000
-FLUSH_SECONDS = 0.02
 LOCK_SECONDS = 300.0
-MASS_NEEDED = 0.5
+ROUNDS = 4
+"""How often a budget that left something over is spent on more candidates."""
 
 
 @flow(
@@ -46,13 +41,16 @@ MASS_NEEDED = 0.5
     persist_result=False,
     validate_parameters=True,
 )
-def screen(definition: Screen, key: str | None = None, limit: int | None = None) -> str:
+def screen(
+    definition: Screen, key: str | None = None, limit: int | None = None, read: bool = True
+) -> str:
     """Screen all candidates of a definition; go on where an earlier run of the same key stopped.
 
     Args:
         definition: the screen.
         key: names the run; by default the newest unfinished run of this definition, or a new one.
         limit: read only so many candidates.
+        read: read the input; without it, the run goes on with the candidates that it has.
 
     Returns:
         The run's key.
@@ -62,43 +60,57 @@ def screen(definition: Screen, key: str | None = None, limit: int | None = None)
     """
     url = Settings().database()
     check_ready(url)
-    jobs = [job_of(definition, position) for position in range(len(definition.tiers))]
-    identities = [identity(job) for job in jobs]
+    load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
+    check_prices(definition)
+    identities = [identity(job_of(definition, i)) for i in range(len(definition.tiers))]
     engine = open_engine(url)
     try:
         store = Store(engine)
         run = open_run(store, definition, key)
         with working(store, run), display() as shown:
-            _tell(f"run {run.key} of screen {run.screen}", shown)
+            tell(f"run {run.key} of screen {run.screen}", shown)
             # Before anything is decided anew: a run keeps the judges that it began with.
             judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
             if (context := FlowRunContext.get()) and context.flow_run:
                 store.set_flow_run(run.id, str(context.flow_run.id))
-            shown.start("reading", None)
-            read = ingest(store, run.id, definition.candidates, limit=limit)
-            shown.advance(read.added)
-            _tell(f"read: {read.added:,} new, {read.duplicate:,} repeated, {read.bad:,} bad", shown)
-            store.undecide(run.id)
-            for position, job in enumerate(jobs):
-                work = TierWork(store, run, position, job, judges[position])
-                judge_tier(work, shown)
-                decided = store.decide(run.id, position)
-                _tell(f"{work.name}: {_in_words(decided)}", shown)
+            if read:
+                _read(definition, store, run, limit, shown)
+            for _ in range(ROUNDS):
+                works = _works(definition, store, run, judges)
+                if not Cascade(definition, works, shown).run():
+                    break
             publish(store, run)
         return run.key
     finally:
         engine.dispose()
 
 
-def _in_words(decided: Mapping[Outcome, int]) -> str:
-    return ", ".join(f"{count:,} {outcome}" for outcome, count in decided.items() if count) or "-"
+def _read(definition: Screen, store: Store, run: Run, limit: int | None, shown: Display) -> None:
+    step = shown.start("reading", None)
+    found = ingest(store, run.id, definition.candidates, limit=limit)
+    step.advance(found.added)
+    tell(f"read: {found.added:,} new, {found.duplicate:,} repeated, {found.bad:,} bad", shown)
 
 
-def _tell(text: str, shown: Display) -> None:
-    """Say something in the terminal and in the flow run's log."""
-    shown.say(text)
-    if FlowRunContext.get() is not None:
-        get_run_logger().info(text)
+def _works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:
+    """The tiers with their prices and budgets as they stand now."""
+    prices = [price_of(tier) for tier in definition.tiers]
+    price_ids = [store.set_price(run.id, i, price) for i, price in enumerate(prices)]
+    budgets = Budgets(definition, store, run.id)
+    return [
+        TierWork(
+            store,
+            run,
+            position,
+            job_of(definition, position),
+            judge_id,
+            price_ids[position],
+            by_tokens=price is not None and not price.hour and max(price[:3]) > 0,
+            gate=budgets.gate(position),
+            budgets=budgets,
+        )
+        for position, (judge_id, price) in enumerate(zip(judges, prices, strict=True))
+    ]
 
 
 def prepare(definition: Screen, key: str | None) -> str:
@@ -107,8 +119,10 @@ def prepare(definition: Screen, key: str | None) -> str:
     Raises:
         DatabaseError: the database cannot be used.
         ScreenError: the candidates' files are not there.
-        TierError: a model is not there.
+        TierError: a model, a key or a price is not there.
     """
+    load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
+    check_prices(definition)
     url = Settings().database()
     check_ready(url)
     source_files(definition.candidates.source)
@@ -142,8 +156,7 @@ def working(store: Store, run: Run) -> Iterator[None]:
     state, reason = RunState.FAILED, None
     try:
         yield
-        account = store.account(run.id)
-        state = RunState.INCOMPLETE if account.failed or account.pending else RunState.DONE
+        state, reason = _how_it_ended(store, run)
     except TierError as error:
         state, reason = RunState.STOPPED, str(error)
         raise
@@ -158,6 +171,18 @@ def working(store: Store, run: Run) -> Iterator[None]:
         keeper.join()
         store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
         store.unlock(run.id, lock_owner())
+
+
+def _how_it_ended(store: Store, run: Run) -> tuple[RunState, str | None]:
+    account = store.account(run.id)
+    if not account.failed and not account.pending:
+        return RunState.DONE, None
+    if store.batches.all(run.id, open_only=True):
+        return RunState.WAITING, "for the answers of a batch"
+    reasons = store.tier_reasons(run.id)
+    if reasons:
+        return RunState.STOPPED, "; ".join(reasons)
+    return RunState.INCOMPLETE, None
 
 
 def _keep_lock(store: Store, run: Run, over: threading.Event) -> None:
@@ -191,168 +216,6 @@ def _is_dead(owner: str) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class TierWork:
-    """A tier of a run and what is needed to judge in it."""
-
-    store: Store
-    run: Run
-    position: int
-    job: Job
-    judge_id: int
-
-    @property
-    def name(self) -> str:
-        return self.job.config.name
-
-
-@dataclass(frozen=True)
-class Block:
-    """A stretch of a tier's candidates: `size` of them after one id. `last` is None at the end."""
-
-    judged: int
-    last: int | None
-    seconds: float
-
-
-def judge_tier(work: TierWork, shown: Display) -> None:
-    """Judge all that reached a tier and have no judgement; open its engine only if there are some.
-
-    Raises:
-        TierError: the engine cannot be opened, or does not answer the question asked.
-    """
-    store, run, position = work.store, work.run, work.position
-    total = store.count_unjudged(run.id, position, work.judge_id)
-    _check_mass(work)  # what an earlier attempt stopped for still holds
-    if total == 0:
-        store.set_tier_state(run.id, position, TierState.DONE)
-        return
-    shown.start(work.name, total)
-    store.set_tier_state(run.id, position, TierState.RUNNING)
-    began = time.monotonic()
-    artifact = ProgressArtifact(run, work.name, total)
-    tier: Tier | None = None
-    try:
-        tier = open_tier(work.job)
-        loaded = time.monotonic() - began
-        _judge_blocks(work, tier, total, shown, artifact)
-    except BaseException as error:
-        reason = str(error) or type(error).__name__
-        seconds = time.monotonic() - began
-        store.set_tier_state(run.id, position, TierState.STOPPED, reason=reason, seconds=seconds)
-        raise
-    finally:
-        if tier is not None:
-            tier.close()
-    store.set_tier_state(
-        run.id,
-        position,
-        TierState.DONE,
-        seconds=time.monotonic() - began,
-        load_seconds=loaded,
-        prompt_rate=tier.rates.get("prefill"),
-        decode_rate=tier.rates.get("decode"),
-    )
-    if tier.rates:
-        _tell(
-            f"{work.name}: model loaded in {loaded:.1f} s; it reads {tier.rates['prefill']:,.0f} "
-            f"tokens a second and writes {tier.rates['decode']:,.0f}",
-            shown,
-        )
-    artifact.update(total, at_once=True)
-
-
-def _judge_blocks(
-    work: TierWork,
-    tier: Tier,
-    total: int,
-    shown: Display,
-    artifact: ProgressArtifact,
-) -> None:
-    """Cut the work into blocks, each long enough that Prefect's own cost does not show."""
-    after, size, done = 0, FIRST_BLOCK, 0
-    while True:
-        block = judge_block(work, tier, after, size, shown)
-        artifact.update(done)
-        if done == 0 or block.last is None:
-            _check_mass(work)
-        done += block.judged
-        if block.last is None:
-            return
-        after = block.last
-        rate = block.judged / max(block.seconds, 1e-3)
-        size = max(FIRST_BLOCK, int(rate * BLOCK_SECONDS), total // BLOCKS)
-
-
-@task(
-    name="judge",
-    task_run_name="{work.name} after {after}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
-def judge_block(work: TierWork, tier: Tier, after: int, size: int, shown: Display) -> Block:
-    """Judge one block and store its judgements as they come."""
-    began = time.monotonic()
-    reader = _Reader(work, after)
-    judged = 0
-    for judgements in _flushes(tier.judge(islice(reader, size))):
-        work.store.record(work.run.id, work.judge_id, judgements)
-        judged += len(judgements)
-        shown.advance(len(judgements))
-    last = reader.last if judged >= size else None
-    return Block(judged, last, time.monotonic() - began)
-
-
-class _Reader:
-    """Streams a tier's unjudged candidates, a page at a time."""
-
-    def __init__(self, work: TierWork, after: int) -> None:
-        self._work = work
-        self.last = after
-
-    def __iter__(self) -> Iterator[Candidate]:
-        work, page_end = self._work, self.last
-        while page := work.store.unjudged(
-            work.run.id, work.position, work.judge_id, after=page_end, limit=PAGE
-        ):
-            page_end = page[-1].id
-            for candidate in page:
-                self.last = candidate.id
-                yield candidate
-
-
-def _flushes(judgements: Iterator[Judgement]) -> Iterator[list[Judgement]]:
-    """Judgements in groups worth a commit, none of them kept waiting for long."""
-    ready: list[Judgement] = []
-    flushed = time.monotonic()
-    for judgement in judgements:
-        ready.append(judgement)
-        now = time.monotonic()
-        if len(ready) >= FLUSH_ROWS or now - flushed >= FLUSH_SECONDS:
-            yield ready
-            ready, flushed = [], now
-    if ready:
-        yield ready
-
-
-def _check_mass(work: TierWork) -> None:
-    """Stop a tier whose model does not answer the question, before anything is decided by it.
-
-    Raises:
-        TierError: most judgements gave the answers asked for less than half of the probability.
-    """
-    low, known, waiting = work.store.low_mass(
-        work.judge_id, work.run.id, work.position, below=MASS_NEEDED, sample=FIRST_BLOCK
-    )
-    if not waiting and known and low > known / 2:
-        raise TierError(
-            f"tier '{work.name}' stopped: the model gave the answers asked for less than "
-            f"{MASS_NEEDED:.0%} of the probability on {low:,} of {known:,} candidates, so it does "
-            "not answer the question; nothing was decided by it. See the prompt with "
-            "'tamis check', then change ask, prompt or chat"
-        )
-
-
 def _plan(definition: Screen, position: int) -> TierPlan:
     policy = definition.policy(position)
     share = isinstance(policy.top, float)
@@ -362,4 +225,5 @@ def _plan(definition: Screen, position: int) -> TierPlan:
         policy.accept_above,
         None if policy.top is None or share else int(policy.top),
         float(policy.top) if policy.top is not None and share else None,
+        policy.budget,
     )

@@ -1,7 +1,10 @@
 """Where things are: database and data folder. From the environment and `.env`."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
+from dotenv import dotenv_values
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -17,3 +20,12 @@ class Settings(BaseSettings):
     def database(self, given: str | None = None) -> str:
         """The database to use: the one given, the setting, or a SQLite file of our own."""
         return given or self.database_url or f"sqlite:///{self.data_folder.resolve()}/tamis.db"
+
+
+def load_keys(names: Iterable[str | None]) -> None:
+    """Take keys from `.env` into the environment, where tiers look for them; what is set stays."""
+    kept = dotenv_values(".env")
+    for name in names:
+        value = kept.get(name) if name is not None else None
+        if name is not None and value and not os.environ.get(name):
+            os.environ[name] = value

@@ -13,11 +13,14 @@ ALWAYS = ("judged", "promoted", "accepted", "rejected")
 """Columns that a table for people shows even where all is zero."""
 COUNTS = ("judged", "reused", "promoted", *OUTCOMES)
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
+REASONING = "reasoning_tokens"
 
 
 def summary(store: Store, run: Run) -> dict[str, Any]:
     """The run in one JSON object. `usd` is None where the price is not known."""
     status = store.status(run.id)
+    tiers = [tier_summary(row) for row in store.funnel(run.id)]
+    costs = [tier["usd"] for tier in tiers]
     return {
         "run": run.key,
         "screen": run.screen,
@@ -31,7 +34,8 @@ def summary(store: Store, run: Run) -> dict[str, Any]:
             "bad": status.account.bad_rows,
         },
         "seconds": round(status.seconds, 3),
-        "tiers": [tier_summary(row) for row in store.funnel(run.id)],
+        "usd": None if None in costs else round(sum(costs), 6),
+        "tiers": tiers,
     }
 
 
@@ -39,9 +43,9 @@ def tier_summary(row: FunnelRow) -> dict[str, Any]:
     """One tier's part of the summary."""
     return {
         "name": row.tier,
-        **{name: getattr(row, name) for name in (*COUNTS, *TOKENS)},
+        **{name: getattr(row, name) for name in (*COUNTS, *TOKENS, REASONING)},
         "seconds": round(row.seconds, 3),
-        "usd": None,
+        "usd": None if row.usd is None else round(row.usd, 6),
     }
 
 
@@ -51,7 +55,8 @@ def show(finished: dict[str, Any], console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("tier")
     shown = [name for name in COUNTS if name in ALWAYS or any(tier[name] for tier in tiers)]
-    for name in (*shown, "tokens", "cached", "written", "seconds"):
+    priced = any(tier["usd"] for tier in tiers)
+    for name in (*shown, "tokens", "cached", "written", "seconds", *(["usd"] if priced else [])):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for tier in tiers:
         share = tier["cached_tokens"] / max(tier["prompt_tokens"], 1)
@@ -62,10 +67,13 @@ def show(finished: dict[str, Any], console: Console) -> None:
             f"{share:.0%}",
             f"{tier['completion_tokens']:,}",
             f"{tier['seconds']:,.1f}",
+            *([_usd(tier["usd"])] if priced else []),
         )
-    console.print(f"run {finished['run']}: {finished['state']}", style="bold")
+    why = f", {finished['reason']}" if finished["reason"] else ""
+    console.print(f"run {finished['run']}: {finished['state']}{why}", style="bold")
     console.print(table)
-    console.print(f"{account_line(finished)}; {finished['seconds']:,.1f} s in all")
+    money = f"; {_usd(finished['usd'])} USD" if priced else ""
+    console.print(f"{account_line(finished)}; {finished['seconds']:,.1f} s in all{money}")
     rows = finished["rows"]
     if rows["bad"] or rows["duplicate"]:
         look = '; tamis sql "SELECT line, reason FROM bad_row"' if rows["bad"] else ""
@@ -73,6 +81,13 @@ def show(finished: dict[str, Any], console: Console) -> None:
             f"{rows['read']:,} rows read, {rows['duplicate']:,} of them repeated and "
             f"{rows['bad']:,} unreadable{look}"
         )
+
+
+def _usd(dollars: float | None) -> str:
+    """Dollars as people read them; what is not known is said to be so."""
+    if dollars is None:
+        return "unknown"
+    return f"{dollars:,.4f}" if 0 < dollars < 1 else f"{dollars:,.2f}"
 
 
 def account_line(finished: dict[str, Any]) -> str:
@@ -83,7 +98,7 @@ def account_line(finished: dict[str, Any]) -> str:
 
 def markdown(finished: dict[str, Any]) -> str:
     """The report that the Prefect UI shows."""
-    header = ["tier", *COUNTS, "prompt tokens", "of which cached", "written", "seconds"]
+    header = ["tier", *COUNTS, "prompt tokens", "of which cached", "written", "seconds", "USD"]
     lines = [
         f"# {finished['screen']}: run {finished['run']}",
         "",
@@ -94,6 +109,7 @@ def markdown(finished: dict[str, Any]) -> str:
     ]
     for tier in finished["tiers"]:
         cells = [f"{tier[name]:,}" for name in (*COUNTS, *TOKENS)]
-        lines.append(f"| {tier['name']} | {' | '.join(cells)} | {tier['seconds']:,.1f} |")
+        cells += [f"{tier['seconds']:,.1f}", _usd(tier["usd"])]
+        lines.append(f"| {tier['name']} | {' | '.join(cells)} |")
     asks = [f"tamis results {finished['run']}", f"tamis explain {finished['run']} KEY"]
     return "\n".join([*lines, "", "Look further:", "", "```", *asks, "```"])

@@ -20,6 +20,8 @@ from db.store import Store
 
 from .project import Project
 
+collect_ignore = ["vllm"]  # has an environment of its own: make test-vllm
+
 _numbers = count(1)
 
 # The machine may be busy: no test fails for being slow.

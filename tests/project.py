@@ -28,13 +28,7 @@ class Project:
         }
 
     def write(self, *tiers: str, count: int = 500, name: str = "screen.yaml") -> None:
-        with (self.folder / "in.jsonl").open("w") as file:
-            for i in range(count):
-                file.write(json.dumps({"id": f"k{i:06}", "text": f"text number {i}"}) + "\n")
-        lines = "\n".join(f"  - {each}" for each in tiers)
-        (self.folder / name).write_text(
-            f"screen: try\ncandidates: {{from: in.jsonl, key: id}}\nrubric: any\ntiers:\n{lines}\n"
-        )
+        write(self.folder, *tiers, count=count, name=name)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -61,6 +55,17 @@ class Project:
         assert code == 0, err
         rows = map(json.loads, out.splitlines())
         return {row.pop("key"): tuple(row.items()) for row in rows}
+
+
+def write(folder: Path, *tiers: str, count: int = 500, name: str = "screen.yaml") -> None:
+    """A screen with these tiers over so many candidates."""
+    with (folder / "in.jsonl").open("w") as file:
+        for i in range(count):
+            file.write(json.dumps({"id": f"k{i:06}", "text": f"text number {i}"}) + "\n")
+    lines = "\n".join(f"  - {each}" for each in tiers)
+    (folder / name).write_text(
+        f"screen: try\ncandidates: {{from: in.jsonl, key: id}}\nrubric: any\ntiers:\n{lines}\n"
+    )
 
 
 def lives(pid: int) -> bool:

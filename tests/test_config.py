@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tiers.config import JsonAsk, LlamaTier, Screen, ScreenError, load_screen
+from tiers.config import Screen, ScreenError, load_screen
+from tiers.sections import JsonAsk, LlamaTier
 
 GOOD = """\
 screen: data-engineers
@@ -61,7 +62,10 @@ def test_five_faults_are_five_messages_each_with_its_line(tmp_path: Path) -> Non
     assert "candidates.key (line 2): is missing" in text
     assert "candidates.kee (line 2): unknown key; did you mean 'key'?" in text
     assert "tiers[0].policy.reject_below (line 6): Input should be less than or equal to 1" in text
-    assert "tiers[1] (line 7): backend 'lama' is unknown; write llama or python" in text
+    assert (
+        "tiers[1] (line 7): backend 'lama' is unknown; write one of: llama, vllm, http, openai_batch, python"
+        in text
+    )
     assert "tiers[2].ask" in text
     assert "'grade' is no kind of field" in text
 

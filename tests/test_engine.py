@@ -22,7 +22,7 @@ def execute(url: str, *statements: str) -> None:
 def test_an_empty_database_gets_its_schema(database_url):
     assert current(database_url) is None
     check_ready(database_url)
-    assert current(database_url) == "0001"
+    assert current(database_url) == "0002"
     check_ready(database_url)
     upgrade(database_url)
 

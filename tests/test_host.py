@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tiers.base import Job, identity
-from tiers.config import PythonTier
 from tiers.host import CHUNK, HostedTier
+from tiers.sections import PythonTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .own_tiers import score_of

@@ -137,8 +137,8 @@ def test_going_down_removes_everything(connection):
 
 def test_an_upgrade_that_fails_leaves_nothing_behind(database_url, monkeypatch):
     scripts = ScriptDirectory.from_config(_config())
-    module = scripts.get_revision("0001").module
-    broken = {**module.VIEWS, "last": "SELECT FROM WHERE"}
+    module = scripts.get_revision("head").module
+    broken = {**module.VIEWS, "funnel": "SELECT FROM WHERE"}
     monkeypatch.setattr(module, "VIEWS", broken)
     monkeypatch.setattr(ScriptDirectory, "from_config", lambda _config: scripts)
     with pytest.raises(Exception, match="syntax error"):

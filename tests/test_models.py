@@ -72,7 +72,7 @@ def fetch(name: str) -> str:
     huggingface_hub reads its environment once, when it is imported.
     """
     program = (
-        "import sys\nfrom tiers.config import HubModel\nfrom tiers.models import model_file\n"
+        "import sys\nfrom tiers.sections import HubModel\nfrom tiers.models import model_file\n"
         "from tiers.types import TierError\n"
         "try: print(model_file(HubModel(hub=sys.argv[1])))\n"
         "except TierError as error: print(error)\n"

@@ -1,10 +1,11 @@
 """The seam between flow and engines: one verb, `judge`, and `close`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from tiers.config import LlamaTier, PythonTier, Screen
-from tiers.types import Candidate, Judgement
+from tiers.config import Screen
+from tiers.sections import AnyTier, HttpTier, LlamaTier, OpenAIBatchTier, PythonTier, VllmTier
+from tiers.types import Candidate, Judgement, TierError
 
 
 class Tier(Protocol):
@@ -12,6 +13,11 @@ class Tier(Protocol):
 
     rates: Mapping[str, float]
     """What the engine measured of itself: `prefill` and `decode`, in tokens a second."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What a person should know of how this tier reads."""
+        ...
 
     def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]: ...
 
@@ -31,7 +37,7 @@ class Job(NamedTuple):
     """All that a tier needs to know: its section of the screen file, and the rubric."""
 
     rubric: str
-    config: LlamaTier | PythonTier
+    config: AnyTier
 
 
 def job_of(screen: Screen, position: int) -> Job:
@@ -44,12 +50,21 @@ def identity(job: Job) -> dict[str, Any]:
 
     Raises:
         TierError: the model's file is not there.
+        MissingExtra: the engine is not installed.
     """
     match job.config:
         case LlamaTier():
             from tiers.backends import llama
 
             return llama.identity(job)
+        case VllmTier():
+            from tiers.backends import vllm
+
+            return vllm.identity(job)
+        case HttpTier() | OpenAIBatchTier():
+            from tiers import remote
+
+            return remote.identity(job)
         case PythonTier():
             from tiers.backends import python
 
@@ -67,6 +82,14 @@ def inspect(job: Job, text: str) -> Inspection:
             from tiers.backends import llama
 
             return llama.inspect(job, text)
+        case VllmTier():
+            from tiers.backends import vllm
+
+            return vllm.inspect(job, text)
+        case HttpTier() | OpenAIBatchTier():
+            from tiers import remote
+
+            return remote.inspect(job, text)
         case PythonTier():
             from tiers.backends import python
 
@@ -74,11 +97,13 @@ def inspect(job: Job, text: str) -> Inspection:
 
 
 def open_tier(job: Job) -> Tier:
-    """Open a tier for use by a flow: in-process engines in a child process.
+    """Open a tier for use by a flow: engines in a child process, what only waits in this one.
 
     Raises:
         TierError: the engine or its model cannot be opened.
     """
+    if isinstance(job.config, HttpTier):
+        return open_backend(job)
     from tiers.host import HostedTier
 
     return HostedTier(job)
@@ -91,6 +116,18 @@ def open_backend(job: Job) -> Tier:
             from tiers.backends.llama import Llama
 
             return Llama(job)
+        case VllmTier():
+            from tiers.backends.vllm import Vllm
+
+            return Vllm(job)
+        case HttpTier():
+            from tiers.backends.http import Http
+
+            return Http(job)
+        case OpenAIBatchTier():
+            raise TierError(
+                f"tier '{job.config.name}' answers by tomorrow and cannot be asked one by one"
+            )
         case PythonTier():
             from tiers.backends.python import Python
 

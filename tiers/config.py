@@ -5,20 +5,17 @@ Where things are kept, and every secret, is `flows.settings`' business.
 
 import difflib
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
-    Discriminator,
     Field,
-    JsonValue,
     ModelWrapValidatorHandler,
-    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -26,7 +23,18 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tiers.policy import Policy
-from tiers.prompt import check_layout, field_schema
+from tiers.sections import (
+    BACKENDS,
+    AnyTier,
+    BudgetSection,
+    HttpTier,
+    LlamaTier,
+    PriceSection,
+    PythonTier,
+    Section,
+    Tier,
+    VllmTier,
+)
 from tiers.template import check_template
 
 
@@ -38,12 +46,6 @@ class ScreenError(Exception):
         self.problems = problems
         faults = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
         super().__init__("\n".join([f"{source}: {faults}", *(f"  {line}" for line in problems)]))
-
-
-class Section(BaseModel):
-    """Closed to unknown keys, and never changed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Candidates(Section):
@@ -63,117 +65,6 @@ class Candidates(Section):
         return text if text is None else check_template(text)
 
 
-class JsonAsk(Section):
-    """A reply in JSON: the verdict, its confidence, and the fields named here."""
-
-    fields: dict[str, str] = Field({"reasons": "list of str"}, alias="json")
-
-    @field_validator("fields")
-    @classmethod
-    def _kinds(cls, fields: dict[str, str]) -> dict[str, str]:
-        for name, kind in fields.items():
-            if name in ("verdict", "confidence"):
-                raise ValueError(f"'{name}' is always part of the reply; leave it out")
-            field_schema(kind)
-        return fields
-
-
-def _shape(value: Any) -> str:
-    """Which of the two forms of a setting was meant, so that a fault is told once."""
-    return "@word" if isinstance(value, str) else "@mapping"
-
-
-Ask = Annotated[
-    Annotated[Literal["yes_no", "score"], Tag("@word")] | Annotated[JsonAsk, Tag("@mapping")],
-    Discriminator(_shape),
-]
-
-
-class TierSection(Section):
-    """What every tier has."""
-
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")
-    policy: Policy | None = None
-
-
-class ModelTierSection(TierSection):
-    """What every tier has that asks a language model."""
-
-    ask: Ask = "yes_no"
-    prompt: str | None = None
-    """Layout with `{{ rubric }}`, `{{ candidate }}` and `{{ question }}`."""
-    max_candidate_tokens: int = Field(1500, gt=0)
-    """Longer candidates are handled as `too_long` says."""
-    too_long: Literal["review", "head", "head_tail"] = "review"
-    """Send to a person, or judge the beginning, or beginning and end; a cut is recorded."""
-    max_tokens: int = Field(300, gt=0)
-    """The longest reply of a `json` tier; a longer one goes to review."""
-
-    @field_validator("ask", mode="before")
-    @classmethod
-    def _short_json(cls, ask: Any) -> Any:
-        return {"json": {"reasons": "list of str"}} if ask == "json" else ask
-
-    @field_validator("prompt")
-    @classmethod
-    def _layout(cls, prompt: str | None) -> str | None:
-        return prompt if prompt is None else check_layout(prompt)
-
-
-class HubModel(Section):
-    """A model file on the Hugging Face hub, fetched once: `owner/repository/file.gguf`."""
-
-    hub: str = Field(pattern=r"^[^/\s]+/[^/\s]+/\S+$")
-
-
-class LlamaTier(ModelTierSection):
-    """A GGUF model run by llama.cpp in a child process of its own."""
-
-    backend: Literal["llama"]
-    model: Annotated[
-        Annotated[str, Tag("@word")] | Annotated[HubModel, Tag("@mapping")], Discriminator(_shape)
-    ]
-    """A file, a preset (gemma-2-2b, gemma-2-9b, gemma-3-12b), or `hub: owner/repository/file`."""
-    chat: bool | None = None
-    """Wrap the prompt in the model's chat template; by default if it has one and no `prompt` is
-    given."""
-    threads: int | None = Field(None, gt=0)
-    """Default: the processors this process may use."""
-    n_gpu_layers: int = Field(0, ge=-1)
-    """Layers on the GPU, -1 for all. An error where llama.cpp was built without GPU support."""
-    split_mode: Literal["none", "layer", "row"] | None = None
-    main_gpu: int = Field(0, ge=0)
-    tensor_split: tuple[float, ...] | None = None
-    batch_tokens: int | None = Field(None, ge=32, le=8192)
-    """Tokens per call of llama.cpp; default 256, and 2048 with a GPU."""
-    context_tokens: int | None = Field(None, gt=0)
-    """Cells of the key-value cache; by default what the rubric and the candidates need."""
-    active: int = Field(8, ge=1, le=64)
-    """Replies that a `json` tier writes at once."""
-    flash_attn: bool = True
-    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _hub_in_short(cls, model: Any) -> Any:
-        if isinstance(model, str) and model.startswith("hub:"):
-            return {"hub": model.removeprefix("hub:").strip()}
-        return model
-
-
-class PythonTier(TierSection):
-    """A user's own tier: `class Mine: def __init__(self, rubric, **options); judge; close`."""
-
-    backend: Literal["python"]
-    path: str = Field(pattern=r"^[\w.]+:\w+$")
-    """`package.module:Class`, importable from the screen file's folder."""
-    options: dict[str, JsonValue] = {}
-    folder: str = "."
-
-
-Tier = Annotated[LlamaTier | PythonTier, Field(discriminator="backend")]
-
-
 class Screen(Section):
     """The whole definition of a screen."""
 
@@ -181,6 +72,8 @@ class Screen(Section):
     candidates: Candidates
     rubric: str = Field(min_length=1)
     tiers: tuple[Tier, ...]
+    budget: BudgetSection | None = None
+    """For the whole run; a tier can have one of its own."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -206,7 +99,14 @@ class Screen(Section):
     @property
     def digest(self) -> str:
         """Names this definition: two runs with equal digests compute the same."""
-        canonical = self.model_dump_json(by_alias=True, exclude_none=True)
+        defined = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        defined.pop("budget", None)
+        for tier, section in zip(self.tiers, defined["tiers"], strict=True):
+            for name in tier.operational:
+                section.pop(name, None)
+            if isinstance(tier, HttpTier) and tier.version is not None:
+                section.pop("base_url")
+        canonical = json.dumps(defined, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def policy(self, position: int) -> Policy:
@@ -274,6 +174,20 @@ def _faults_between_tiers(value: Mapping[str, Any]) -> Iterator[InitErrorDetails
                 f"tier '{tier.get('name')}' has no policy, so it would promote everybody; "
                 "write policy: {reject_below: 0.2} or policy: {top: 10000}",
             )
+        yield from _unpaid_promotion(value, position, tier, tiers[position + 1])
+
+
+def _unpaid_promotion(
+    value: Mapping[str, Any], position: int, tier: Mapping[str, Any], following: Mapping[str, Any]
+) -> Iterator[InitErrorDetails]:
+    policy = tier.get("policy")
+    by_budget = isinstance(policy, Mapping) and policy.get("budget")
+    if by_budget and not (following.get("budget") or value.get("budget")):
+        yield _fault(
+            ("tiers", position, "policy", "budget"),
+            f"promotes as many as the budget of tier '{following.get('name')}' pays for, which has "
+            "none; write budget: {usd: 5} there",
+        )
 
 
 def _fault(place: tuple[str | int, ...], said: str) -> InitErrorDetails:
@@ -292,10 +206,10 @@ def _problem(fault: Any, tree: yaml.Node | None) -> str:
         case "missing":
             said = "is missing; write it"
         case "union_tag_not_found":
-            said = "backend is missing; write backend: llama or backend: python"
+            said = f"backend is missing; write one of: {', '.join(BACKENDS)}"
         case "union_tag_invalid":
             given = fault["input"].get("backend") if isinstance(fault["input"], dict) else None
-            said = f"backend '{given}' is unknown; write llama or python"
+            said = f"backend '{given}' is unknown; write one of: {', '.join(BACKENDS)}"
     return f"{place} (line {line}): {said}"
 
 
@@ -309,8 +223,9 @@ def _known_keys(place: tuple[str | int, ...]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "candidates": Candidates,
         "policy": Policy,
-        "llama": LlamaTier,
-        "python": PythonTier,
+        "budget": BudgetSection,
+        "price": PriceSection,
+        **BACKENDS,
     }
     section = next((sections[str(p)] for p in reversed(place[:-1]) if p in sections), Screen)
     return [field.alias or name for name, field in section.model_fields.items()]
@@ -344,10 +259,16 @@ def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, int] | N
 def _anchored(screen: Screen, folder: Path) -> Screen:
     """The screen with its relative file names made absolute."""
 
-    def anchor(tier: LlamaTier | PythonTier) -> LlamaTier | PythonTier:
+    def anchor(tier: AnyTier) -> AnyTier:
         if isinstance(tier, PythonTier):
             return tier.model_copy(update={"folder": str(folder / tier.folder)})
-        if isinstance(tier.model, str) and (folder / tier.model).is_file():
+        if isinstance(tier, VllmTier) and (folder / tier.model).is_dir():
+            return tier.model_copy(update={"model": str(folder / tier.model)})
+        if (
+            isinstance(tier, LlamaTier)
+            and isinstance(tier.model, str)
+            and (folder / tier.model).is_file()
+        ):
             return tier.model_copy(update={"model": str(folder / tier.model)})
         return tier
 

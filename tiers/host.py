@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -46,6 +46,7 @@ class HostedTier:
         self._in_flight: dict[int, Candidate] = {}
         self._convicted: list[Judgement] = []
         self.rates: Mapping[str, float] = {}
+        self.remarks: Sequence[str] = ()
         self._start()
 
     @property

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from tiers.config import HubModel
+from tiers.sections import HubModel
 from tiers.types import MissingExtra, TierError
 
 PRESETS = {

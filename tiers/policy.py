@@ -25,14 +25,18 @@ class Policy(BaseModel):
     top: StrictInt | StrictFloat | None = Field(None, gt=0)
     """How many of those between the thresholds go on: a count (10000), or a share of all that
     the tier scored (0.25). Ties go to the lower key."""
+    budget: bool = False
+    """As many go on as the next tier's remaining budget pays for, best first."""
 
     @model_validator(mode="after")
     def _coherent(self) -> "Policy":
         low, high = self.reject_below, self.accept_above
-        if low is None and high is None and self.top is None:
+        if low is None and high is None and self.top is None and not self.budget:
             raise ValueError(
-                "sets nothing; write reject_below, accept_above or top, or leave it out"
+                "sets nothing; write reject_below, accept_above, top or budget, or leave it out"
             )
+        if self.budget and self.top is not None:
+            raise ValueError("sets both top and budget; write one of them")
         if low is not None and high is not None and low > high:
             raise ValueError(
                 f"reject_below {low} lies above accept_above {high}; "
@@ -68,7 +72,12 @@ class Policy(BaseModel):
 
 
 def outcomes(
-    scores: Sequence[float | None], keys: Sequence[str], policy: Policy, *, last: bool
+    scores: Sequence[float | None],
+    keys: Sequence[str],
+    policy: Policy,
+    *,
+    last: bool,
+    affordable: int | None = None,
 ) -> list[Outcome]:
     """What becomes of every candidate at one tier.
 
@@ -81,9 +90,12 @@ def outcomes(
         keys: (n,) the candidates' keys; among equal scores the lower key wins.
         policy: the tier's policy.
         last: whether this is the last tier of the screen.
+        affordable: how many the next tier's budget pays for, where the policy goes by `budget`.
     """
     decided = [_by_threshold(score, policy, last=last) for score in scores]
     quota = policy.quota(sum(_readable(score) for score in scores))
+    if policy.budget:
+        quota = affordable
     if quota is None:
         return decided
     between = policy.between(last=last)

@@ -38,6 +38,8 @@ class Judgement(NamedTuple):
     """All tokens of the prompt, those served from the shared prefix's cache included."""
     cached_tokens: int = 0
     completion_tokens: int = 0
+    """All tokens of the reply, those of hidden reasoning included."""
+    reasoning_tokens: int = 0
     seconds: float = 0.0
     error: str | None = None
     failed: bool = False

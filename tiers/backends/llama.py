@@ -5,7 +5,7 @@ Scores move by about 1e-2 nats with what else is in a batch: that is rounding, n
 
 import importlib.metadata
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from tiers.backends.llama_engine import Engine, Grammar, Model, Prepared, Tokens
 from tiers.base import Inspection, Job
-from tiers.config import JsonAsk, LlamaTier
 from tiers.models import file_digest, model_file
 from tiers.prompt import (
     DIGITS,
@@ -30,6 +29,7 @@ from tiers.prompt import (
     read_labels,
     reply_schema,
 )
+from tiers.sections import JsonAsk, LlamaTier
 from tiers.types import Candidate, Judgement, TierError
 
 
@@ -119,6 +119,7 @@ class Llama:
             else Scorer(self._engine, labels, shared)
         )
         self.rates: Mapping[str, float] = self._engine.measure()
+        self.remarks: Sequence[str] = ()
 
     def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
         return self._judge.judge(self._prepare(candidates))

@@ -24,7 +24,7 @@ import orjson
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 
-from tiers.config import JsonAsk, LlamaTier
+from tiers.sections import JsonAsk, LlamaTier
 from tiers.types import TierError
 
 Tokens = NDArray[np.int32]

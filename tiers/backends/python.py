@@ -4,12 +4,12 @@ import hashlib
 import importlib
 import inspect as inspect_module
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tiers.base import Inspection, Job
-from tiers.config import PythonTier
+from tiers.sections import PythonTier
 from tiers.types import Candidate, Judgement, TierError
 
 
@@ -42,6 +42,7 @@ class Python:
         self._name = config.path
         self._tier = _load(config)(job.rubric, **config.options)
         self.rates: Mapping[str, float] = {}
+        self.remarks: Sequence[str] = ()
 
     def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
         asked: set[int] = set()

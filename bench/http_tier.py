@@ -1,0 +1,228 @@
+"""CPU of the HTTP tier, all in and durable, beside the openai client with asyncio.gather.
+
+python -m bench.http_tier [--sizes 2000,20000] [--delays 0,20] [--large 200000]
+
+Whole processes against a server that is not the bottleneck; the start is what ten candidates cost,
+and is taken off. Both contenders run in turn, in one run of this bench.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.common import finish, machine, table
+from bench.pipeline import Cost
+
+HERE = Path(__file__).resolve().parent.parent
+TIER = (
+    '  - {{name: {name}, backend: http, base_url: "{url}", model: m, ask: yes_no, '
+    "concurrency: 64, policy: {policy}}}\n"
+)
+SCREEN = """\
+screen: bench
+candidates: {{from: {file}, key: id, text: "{{{{ text }}}}"}}
+rubric: Is this a match? Answer yes or no.
+tiers:
+"""
+CONCURRENCY = 64
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--sizes", default="2000,20000")
+    arguments.add_argument("--delays", default="0,20", help="milliseconds")
+    arguments.add_argument("--large", type=int, default=0, help="a size for the memory's growth")
+    options = arguments.parse_args()
+    sizes = [int(size) for size in options.sizes.split(",")]
+    delays = [int(delay) for delay in options.delays.split(",")]
+    print(machine())
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        for delay in delays:
+            figures |= bench.compare(sizes, delay)
+        figures |= bench.two_tiers(max(sizes))
+        figures |= bench.killed(min(sizes) * 2)
+        if options.large:
+            figures |= bench.memory(max(sizes), options.large)
+    finish("http_tier", figures)
+
+
+class Bench:
+    """Runs whole processes and weighs them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def compare(self, sizes: list[int], delay: int) -> dict[str, float]:
+        """Slopes of both contenders at one delay."""
+        rows, figures = [], {}
+        with server(delay) as url:
+            self.tamis(10, [url])
+            start = self.tamis(10, [url])
+            peer_start = self.peer(10, url)
+            for size in sizes:
+                ours, theirs = self.tamis(size, [url]), self.peer(size, url)
+                mine = 1e6 * (ours.cpu - start.cpu) / size
+                its = 1e6 * (theirs.cpu - peer_start.cpu) / size
+                rows.append(
+                    (
+                        f"{size:,}",
+                        mine,
+                        its,
+                        its / mine,
+                        ours.wall,
+                        theirs.wall,
+                        ours.peak_megabytes,
+                    )
+                )
+                figures[f"ratio_{size}_{delay}ms"] = its / mine
+                figures[f"us_{size}_{delay}ms"] = mine
+        print(f"\n{delay} ms, concurrency {CONCURRENCY}")
+        table(
+            [
+                "candidates",
+                "Tamis us",
+                "openai us",
+                "ratio",
+                "Tamis wall s",
+                "openai wall s",
+                "peak MB",
+            ],
+            rows,
+        )
+        return figures
+
+    def two_tiers(self, size: int) -> dict[str, float]:
+        """A second tier that sees a third of the candidates, beside one tier."""
+        with server(0) as one, server(0) as two:
+            start = self.tamis(10, [one])
+            start_two = self.tamis(10, [one, two])
+            alone, both = self.tamis(size, [one]), self.tamis(size, [one, two])
+        ratio = (both.cpu - start_two.cpu) / (alone.cpu - start.cpu)
+        print(f"\ntwo tiers (a third goes on): {ratio:.2f} x the CPU of one, {size:,} candidates")
+        return {"two_tiers_ratio": ratio}
+
+    def killed(self, size: int) -> dict[str, float]:
+        """How many are asked again after kill -9 at half."""
+        with server(20) as url:
+            home = self._prepare(size, [url])
+            child = self._start(home, ["--key", "killed"])
+            while asked(url) < size // 2 and child.poll() is None:
+                time.sleep(0.02)
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            self._start(home, ["--key", "killed"]).communicate()
+            again = asked(url) - size
+        print(f"\nkill -9 at half of {size:,}: {again} asked again, at {CONCURRENCY} under way")
+        return {"asked_again": again}
+
+    def memory(self, small: int, large: int) -> dict[str, float]:
+        """Peak memory of the largest process at two sizes."""
+        with server(0) as url:
+            peaks = [self.tamis(size, [url]).peak_megabytes for size in (small, large)]
+        print(f"\npeak memory: {peaks[0]:.0f} MB at {small:,}, {peaks[1]:.0f} MB at {large:,}")
+        return {"peak_ratio": peaks[1] / peaks[0]}
+
+    def tamis(self, size: int, urls: list[str]) -> Cost:
+        home = self._prepare(size, urls)
+
+        def run() -> None:
+            out, _ = self._start(home, ["--key", str(time.time_ns())]).communicate()
+            finished = json.loads(out)
+            if finished["accepted"] + finished["rejected"] != size:
+                raise RuntimeError(f"the run lost somebody: {finished}")
+            if finished["accepted"] != (size + 2) // 3:
+                raise RuntimeError(f"wrong verdicts: {finished}")
+
+        return weigh(run)
+
+    def peer(self, size: int, url: str) -> Cost:
+        home = self._prepare(size, [url])
+        command = [
+            sys.executable,
+            "-m",
+            "bench.http_peer",
+            url,
+            home / "in.jsonl",
+            str(CONCURRENCY),
+        ]
+
+        def run() -> None:
+            said = subprocess.run(command, cwd=HERE, check=True, capture_output=True).stdout
+            if int(said) != (size + 2) // 3:
+                raise RuntimeError(f"wrong verdicts: {said!r}")
+
+        return weigh(run)
+
+    def _prepare(self, size: int, urls: list[str]) -> Path:
+        home = self._folder / f"{size}-{time.time_ns()}"
+        home.mkdir()
+        filler = "worked some years with data pipelines in a large company and wrote reports " * 5
+        with (home / "in.jsonl").open("w") as file:
+            for number in range(size):
+                text = f"text number {number} {filler}"
+                file.write(json.dumps({"id": f"C{number:08}", "text": text}) + "\n")
+        screen = SCREEN.format(file="in.jsonl")
+        for number, url in enumerate(urls):
+            last = number == len(urls) - 1
+            policy = "{accept_above: 0.5}" if last else "{reject_below: 0.5}"
+            screen += TIER.format(name=f"tier{number}", url=url, policy=policy)
+        (home / "screen.yaml").write_text(screen)
+        return home
+
+    def _start(self, home: Path, arguments: list[str]) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", "screen.yaml", "--json", *arguments,
+             "--database", f"sqlite:///{home}/tamis.db"],
+            cwd=home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(HERE), "TAMIS_DATA_FOLDER": str(self._folder / "data")},
+        )  # fmt: skip
+
+
+def weigh(run: Any) -> Cost:
+    """CPU of all processes that a call waits for, and the peak of the largest so far."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    run()
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return Cost(
+        after.ru_utime - before.ru_utime,
+        after.ru_stime - before.ru_stime,
+        wall,
+        after.ru_maxrss / unit,
+    )
+
+
+@contextmanager
+def server(delay: int) -> Iterator[str]:
+    """The bench's server in a process of its own."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bench.http_server", "--delay", str(delay / 1000)],
+        cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield f"http://127.0.0.1:{int(child.stdout.readline())}/v1"
+    finally:
+        child.kill()
+        child.wait()
+
+
+def asked(url: str) -> int:
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        return int(reply.read())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Batches of requests that a server answers by tomorrow: what is where, and what is still out."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine, RowMapping, Select, func, insert, select, text, update
+
+from db.connect import storable, transaction
+from db.models import BatchLineRow, BatchRow, BatchState, RunRow, RunTierRow
+from db.runs import now
+
+OPEN = (BatchState.PREPARED, BatchState.SUBMITTED, BatchState.ENDED)
+_ROUNDS = text("""
+    SELECT batch_line.text_id, COUNT(*)
+    FROM batch_line
+    JOIN batch ON batch.id = batch_line.batch_id
+    LEFT JOIN judgement
+      ON judgement.judge_id = batch.judge_id AND judgement.text_id = batch_line.text_id
+    WHERE batch.run_id = :run_id
+      AND batch.position = :position
+      AND batch.state = 'collected'
+      AND (batch.reason IS NULL OR batch.reason NOT LIKE '%token_limit%')
+      AND (judgement.text_id IS NULL
+        OR (judgement.failed AND judgement.judged_at < batch.created_at))
+    GROUP BY batch_line.text_id
+""")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One file of requests."""
+
+    id: int
+    run: str
+    run_id: int
+    tier: str
+    position: int
+    judge_id: int
+    price_id: int | None
+    mark: str
+    server: str
+    key_fingerprint: str
+    remote_id: str | None
+    input_file: str | None
+    output_file: str | None
+    error_file: str | None
+    state: BatchState
+    remote_state: str | None
+    reason: str | None
+    lines: int
+    tokens: int
+    answered: int
+    unanswered: int
+    created_at: datetime
+    submitted_at: datetime | None
+    ended_at: datetime | None
+    collected_at: datetime | None
+
+
+class Batches:
+    """Memory of batches. Every method is one transaction; raises as `Store` does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def prepare(
+        self,
+        run_id: int,
+        position: int,
+        judge_id: int,
+        text_ids: Sequence[int],
+        *,
+        server: str,
+        key_fingerprint: str,
+        tokens: int,
+        price_id: int | None,
+    ) -> Batch:
+        """Write a batch down before anything of it is sent."""
+        with transaction(self._engine, writes=True) as connection:
+            batch_id = connection.scalar(
+                insert(BatchRow)
+                .values(
+                    run_id=run_id,
+                    position=position,
+                    judge_id=judge_id,
+                    price_id=price_id,
+                    mark=f"tamis-{uuid.uuid4().hex}",
+                    server=server,
+                    key_fingerprint=key_fingerprint,
+                    state=BatchState.PREPARED,
+                    lines=len(text_ids),
+                    tokens=tokens,
+                    created_at=now(),
+                )
+                .returning(BatchRow.id)
+            )
+            connection.execute(
+                insert(BatchLineRow), [{"batch_id": batch_id, "text_id": each} for each in text_ids]
+            )
+            return _batch(
+                connection.execute(_batches().where(BatchRow.id == batch_id)).mappings().one()
+            )
+
+    def change(self, batch_id: int, **values: Any) -> Batch:
+        """Note what the server said of a batch; the keywords are columns."""
+        if "state" in values:
+            moment = {
+                BatchState.SUBMITTED: "submitted_at",
+                BatchState.ENDED: "ended_at",
+                BatchState.COLLECTED: "collected_at",
+            }.get(values["state"])
+            if moment is not None:
+                values[moment] = now()
+        if "reason" in values:
+            values["reason"] = storable(values["reason"])
+        with transaction(self._engine, writes=True) as connection:
+            connection.execute(update(BatchRow).where(BatchRow.id == batch_id).values(values))
+            return _batch(
+                connection.execute(_batches().where(BatchRow.id == batch_id)).mappings().one()
+            )
+
+    def drop(self, batch_id: int) -> None:
+        """Forget a batch of which the server knows nothing."""
+        with transaction(self._engine, writes=True) as connection:
+            for table, column in ((BatchLineRow, BatchLineRow.batch_id), (BatchRow, BatchRow.id)):
+                connection.execute(table.__table__.delete().where(column == batch_id))  # type: ignore[attr-defined]
+
+    def all(
+        self, run_id: int | None = None, position: int | None = None, *, open_only: bool = False
+    ) -> list[Batch]:
+        """Batches in the order in which they were made."""
+        query = _batches().order_by(BatchRow.id)
+        if run_id is not None:
+            query = query.where(BatchRow.run_id == run_id)
+        if position is not None:
+            query = query.where(BatchRow.position == position)
+        if open_only:
+            query = query.where(BatchRow.state.in_(OPEN))
+        with transaction(self._engine, writes=False) as connection:
+            return [_batch(row) for row in connection.execute(query).mappings()]
+
+    def texts(self, batch_id: int) -> list[int]:
+        """The texts of a batch, by rising id."""
+        query = select(BatchLineRow.text_id).where(BatchLineRow.batch_id == batch_id)
+        with transaction(self._engine, writes=False) as connection:
+            return list(connection.scalars(query.order_by(BatchLineRow.text_id)))
+
+    def out(self, run_id: int, position: int) -> set[int]:
+        """The texts of a tier that are in an open batch."""
+        query = (
+            select(BatchLineRow.text_id)
+            .join(BatchRow, BatchRow.id == BatchLineRow.batch_id)
+            .where(
+                BatchRow.run_id == run_id,
+                BatchRow.position == position,
+                BatchRow.state.in_(OPEN),
+            )
+        )
+        with transaction(self._engine, writes=False) as connection:
+            return set(connection.scalars(query))
+
+    def rounds(self, run_id: int, position: int) -> dict[int, int]:
+        """Texts that were sent and have no answer yet: how many collected batches they were in."""
+        parameters = {"run_id": run_id, "position": position}
+        with transaction(self._engine, writes=False) as connection:
+            return {row[0]: row[1] for row in connection.execute(_ROUNDS, parameters)}
+
+    def waiting_runs(self) -> list[str]:
+        """Keys of the runs that have an open batch."""
+        query = (
+            select(RunRow.key)
+            .join(BatchRow, BatchRow.run_id == RunRow.id)
+            .where(BatchRow.state.in_(OPEN))
+            .group_by(RunRow.key, RunRow.id)
+            .order_by(func.min(BatchRow.id))
+        )
+        with transaction(self._engine, writes=False) as connection:
+            return list(connection.scalars(query))
+
+
+def _batches() -> Select[Any]:
+    return (
+        select(BatchRow.__table__, RunRow.key.label("run"), RunTierRow.name.label("tier"))
+        .join(RunRow, RunRow.id == BatchRow.run_id)
+        .join(
+            RunTierRow,
+            (RunTierRow.run_id == BatchRow.run_id) & (RunTierRow.position == BatchRow.position),
+        )
+    )
+
+
+def _batch(row: RowMapping) -> Batch:
+    return Batch(**row)

@@ -1,0 +1,210 @@
+"""Budgets: what may still be spent, asked before each candidate, with what is under way counted in.
+
+A candidate's cost is not known before it is answered: it is reserved at the dearest rate seen so
+far, and settled by the tokens that the judge tells.
+"""
+
+import threading
+import time
+from collections.abc import Iterable
+
+from db.store import Spent, Store
+from tiers.config import Screen
+from tiers.prices import Price, price_of
+from tiers.sections import BudgetSection, JsonAsk, ModelTierSection
+from tiers.types import Candidate, Judgement, TierError
+
+FIRST_TOKENS_PER_CHARACTER = 0.5
+"""Twice what English takes, until a reply has told."""
+MARGIN = 1.05
+PROMOTED_MARGIN = 1.1
+"""Candidates that are promoted by budget are taken to cost so much more than the mean."""
+PROMPT_CHARACTERS = 400
+"""Of a prompt beside rubric and text."""
+
+
+class Purse:
+    """One budget, of a run or of a tier, and what is left of it. Shared by threads."""
+
+    def __init__(self, limits: BudgetSection, whose: str, spent: Iterable[Spent]) -> None:
+        self._limits = limits
+        self._whose = whose
+        self._lock = threading.Lock()
+        before = list(spent)
+        self._usd = sum(one.usd or 0.0 for one in before)
+        self._tokens = sum(one.tokens for one in before)
+        self._seconds = sum(one.seconds for one in before)
+        self._began = time.monotonic()
+        self._hours: list[tuple[float, float]] = []
+
+    def meter(self, usd_an_hour: float) -> None:
+        """Machines at this price run from now on."""
+        self._hours.append((time.monotonic(), usd_an_hour))
+
+    def lacks(self, usd: float, tokens: int) -> str | None:
+        """Take so much out, or say which limit does not allow it."""
+        limits, now = self._limits, time.monotonic()
+        with self._lock:
+            spent = self._usd + sum((now - began) * usd / 3600 for began, usd in self._hours)
+            hours = (self._seconds + now - self._began) / 3600
+            if limits.usd is not None and spent + usd > limits.usd:
+                return f"{self._whose} of {limits.usd:,.2f} USD is used up ({spent:,.4f} spent)"
+            if limits.tokens is not None and self._tokens + tokens > limits.tokens:
+                return f"{self._whose} of {limits.tokens:,} tokens is used up"
+            if limits.hours is not None and hours >= limits.hours:
+                return f"{self._whose} of {limits.hours:g} hours is used up"
+            self.take(usd, tokens)
+            return None
+
+    def take(self, usd: float, tokens: int) -> None:
+        """Take out; give back with negative numbers."""
+        self._usd += usd
+        self._tokens += tokens
+
+    def settle(self, usd: float, tokens: int) -> None:
+        """As `take`, from any thread."""
+        with self._lock:
+            self.take(usd, tokens)
+
+    def pays_for(self, usd: float, tokens: float) -> int | None:
+        """How many pieces of this cost are left; None for as many as one likes."""
+        counts = []
+        if self._limits.usd is not None and usd > 0:
+            counts.append((self._limits.usd - self._usd) / usd)
+        if self._limits.tokens is not None and tokens > 0:
+            counts.append((self._limits.tokens - self._tokens) / tokens)
+        return max(int(min(counts)), 0) if counts else None
+
+
+class Gate:
+    """Lets a tier's candidates through as long as every purse concerned pays for them."""
+
+    def __init__(
+        self, purses: list[Purse], price: Price | None, config: ModelTierSection | None, rubric: str
+    ) -> None:
+        self._purses = purses
+        self._price = price
+        self._shared = len(rubric) + PROMPT_CHARACTERS
+        writes = config is not None and isinstance(config.ask, JsonAsk)
+        self._completion = config.max_tokens if config is not None and writes else 1
+        self._rate = FIRST_TOKENS_PER_CHARACTER
+        self._told = False
+        self._reserved: dict[int, tuple[int, float, int]] = {}
+        self.closed: str | None = None
+        """Why nobody is let through any more."""
+        for purse in purses:
+            if price is not None and price.hour:
+                purse.meter(price.hour)
+
+    def admit(self, candidate: Candidate) -> bool:
+        """Reserve what a candidate will cost; False once a budget does not allow it."""
+        if self.closed is not None:
+            return False
+        characters = self._shared + len(candidate.text)
+        prompt = int(characters * self._rate * MARGIN)
+        usd = self._usd(prompt, 0, self._completion)
+        tokens = prompt + self._completion
+        for number, purse in enumerate(self._purses):
+            if (reason := purse.lacks(usd, tokens)) is not None:
+                for earlier in self._purses[:number]:
+                    earlier.settle(-usd, -tokens)
+                self.closed = reason
+                return False
+        self._reserved[candidate.id] = (characters, usd, tokens)
+        return True
+
+    def reopen(self) -> bool:
+        """Let people through again if it closed for what was reserved and cost less in the end."""
+        closed, self.closed = self.closed, None
+        return closed is not None
+
+    def settle(self, judgements: Iterable[Judgement]) -> None:
+        """Replace reservations by what was charged."""
+        for judgement in judgements:
+            characters, usd, tokens = self._reserved.pop(judgement.id, (0, 0.0, 0))
+            used = judgement.prompt_tokens + judgement.completion_tokens
+            paid = self._usd(
+                judgement.prompt_tokens, judgement.cached_tokens, judgement.completion_tokens
+            )
+            for purse in self._purses:
+                purse.settle(paid - usd, used - tokens)
+            if judgement.prompt_tokens and characters:
+                rate = judgement.prompt_tokens / characters
+                self._rate = max(self._rate, rate) if self._told else rate
+                self._told = True
+            self._completion = max(self._completion, judgement.completion_tokens)
+
+    def _usd(self, prompt: int, cached: int, completion: int) -> float:
+        return self._price.of(prompt, cached, completion) if self._price is not None else 0.0
+
+
+class Budgets:
+    """All purses of a run."""
+
+    def __init__(self, definition: Screen, store: Store, run_id: int) -> None:
+        spent = store.spent(run_id)
+        self._definition = definition
+        self._run = self._purse(definition.budget, "the run's budget", spent)
+        self._tiers = [
+            self._purse(tier.budget, f"the budget of tier '{tier.name}'", [one])
+            for tier, one in zip(definition.tiers, spent, strict=True)
+        ]
+
+    def gate(self, position: int) -> Gate | None:
+        """The gate of a tier; None where nothing limits it."""
+        purses = [each for each in (self._run, self._tiers[position]) if each is not None]
+        if not purses:
+            return None
+        tier = self._definition.tiers[position]
+        model = tier if isinstance(tier, ModelTierSection) else None
+        return Gate(purses, price_of(tier), model, self._definition.rubric)
+
+    def affordable(self, position: int, spent: Spent, characters: float) -> int | None:
+        """How many candidates in all a tier's budget pays for, those it has judged included.
+
+        Args:
+            position: the tier that judges them.
+            spent: what it has used up.
+            characters: mean length of a text, for the first guess.
+        """
+        tier, price = self._definition.tiers[position], price_of(self._definition.tiers[position])
+        if spent.judged:
+            usd, tokens = (spent.usd or 0.0) / spent.judged, spent.tokens / spent.judged
+        else:
+            prompt = int((len(self._definition.rubric) + PROMPT_CHARACTERS + characters) / 3)
+            writes = isinstance(tier, ModelTierSection) and isinstance(tier.ask, JsonAsk)
+            reply = tier.max_tokens if isinstance(tier, ModelTierSection) and writes else 1
+            usd, tokens = (price.of(prompt, 0, reply) if price else 0.0), prompt + reply
+        usd, tokens = usd * PROMOTED_MARGIN, tokens * PROMOTED_MARGIN
+        counts = [
+            count
+            for purse in (self._run, self._tiers[position])
+            if purse is not None and (count := purse.pays_for(usd, tokens)) is not None
+        ]
+        return None if not counts else spent.judged + min(counts)
+
+    @staticmethod
+    def _purse(limits: BudgetSection | None, whose: str, spent: Iterable[Spent]) -> Purse | None:
+        return None if limits is None else Purse(limits, whose, spent)
+
+
+def check_prices(definition: Screen) -> None:
+    """Refuse a budget of money where a price is not known.
+
+    Raises:
+        TierError: naming every tier without a price.
+    """
+    of_run = definition.budget is not None and definition.budget.usd is not None
+    unknown = [
+        tier.name
+        for tier in definition.tiers
+        if (of_run or (tier.budget is not None and tier.budget.usd is not None))
+        and price_of(tier) is None
+    ]
+    if unknown:
+        names = ", ".join(f"'{name}'" for name in unknown)
+        raise TierError(
+            f"a budget in usd needs the price of every tier that it covers; not known: {names}. "
+            "Write price: {input: 0.10, output: 0.40} (per million tokens), or price: {hour: 0.50} "
+            "for a machine, 0 if it costs nothing"
+        )

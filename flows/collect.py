@@ -1,0 +1,124 @@
+"""The flow that picks up runs that wait for a batch: by hand, or on a schedule."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prefect import flow
+
+from db.engine import check_ready, open_engine
+from db.store import Batch, BatchState, RunState, Store
+from flows.screen import screen
+from flows.settings import Settings, load_keys
+from tiers.base import job_of
+from tiers.config import Screen
+from tiers.sections import RemoteTier
+from tiers.types import TierError
+
+if TYPE_CHECKING:
+    from tiers.backends.openai_batch import BatchServer
+
+POLL_SECONDS = 60.0
+
+
+@flow(name="collect", persist_result=False)
+def collect(run: str | None = None, wait: bool = False) -> list[str]:
+    """Collect what is answered of all waiting runs, and go on with them.
+
+    Args:
+        run: only this run, by its key.
+        wait: look again every minute until nothing is out any more.
+
+    Returns:
+        The keys of the runs that went on.
+    """
+    url = Settings().database()
+    check_ready(url)
+    engine = open_engine(url)
+    went_on: list[str] = []
+    try:
+        store = Store(engine)
+        while True:
+            waiting = [key for key in store.batches.waiting_runs() if run in (None, key)]
+            for key in waiting:
+                if _has_news(store, key):
+                    found = store.find_run(key)
+                    screen(Screen.model_validate(found.config), key=key, read=False)
+                    went_on.append(key)
+            if not wait or not waiting:
+                return went_on
+            time.sleep(POLL_SECONDS)
+    finally:
+        engine.dispose()
+
+
+def _has_news(store: Store, key: str) -> bool:
+    """Whether a batch of the run has ended, so that there is something to do."""
+    found = store.find_run(key)
+    if store.status(found.id).run.state is RunState.RUNNING:
+        return False
+    batches = store.batches.all(found.id, open_only=True)
+    return any(look(store, batch) is not BatchState.SUBMITTED for batch in batches)
+
+
+def look(store: Store, batch: Batch) -> BatchState:
+    """Ask the server how a batch stands, and note it."""
+    from tiers.backends.openai_batch import TryLater
+
+    if batch.state is not BatchState.SUBMITTED or batch.remote_id is None:
+        return batch.state
+    try:
+        with _server(store, batch) as server:
+            remote = server.look(batch.remote_id)
+    except TryLater:
+        return batch.state
+    return store.batches.change(
+        batch.id,
+        remote_state=remote.state,
+        reason=remote.reason,
+        output_file=remote.output_file,
+        error_file=remote.error_file,
+        **({"state": BatchState.ENDED} if remote.ended else {}),
+    ).state
+
+
+def cancel(store: Store, batch: Batch, *, forget: bool) -> Batch:
+    """Have a batch stopped; what it has answered is collected at the next visit.
+
+    Args:
+        store: the memory.
+        batch: the batch.
+        forget: do not ask the server: its candidates are sent again.
+
+    Raises:
+        TierError: the server refuses the key, or does not answer.
+    """
+    from tiers.backends.openai_batch import TryLater
+
+    if forget or batch.remote_id is None:
+        return store.batches.change(
+            batch.id, state=BatchState.COLLECTED, unanswered=batch.lines, reason="given up"
+        )
+    try:
+        with _server(store, batch) as server:
+            remote = server.cancel(batch.remote_id)
+    except TryLater as trouble:
+        raise TierError(str(trouble)) from trouble
+    return store.batches.change(batch.id, remote_state=remote.state)
+
+
+@contextmanager
+def _server(store: Store, batch: Batch) -> Iterator["BatchServer"]:
+    """The account that a batch was sent to."""
+    from tiers.backends.openai_batch import BatchServer
+
+    definition = Screen.model_validate(store.find_run(batch.run).config)
+    config = definition.tiers[batch.position]
+    if isinstance(config, RemoteTier):
+        load_keys([config.key_name])
+    server = BatchServer(job_of(definition, batch.position))
+    try:
+        yield server
+    finally:
+        server.close()

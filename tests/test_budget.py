@@ -1,0 +1,140 @@
+import pytest
+
+from db.store import Spent
+from flows.budget import Budgets, Gate, Purse, check_prices
+from tiers.config import Screen
+from tiers.prices import Price, price_of
+from tiers.sections import BudgetSection, HttpTier, LlamaTier, OpenAIBatchTier
+from tiers.types import Candidate, Judgement, TierError
+
+PRICE = Price(2.0, 0.5, 8.0, 0.0, "test")
+NOTHING = [Spent(0, 0.0, 0.0, 0)]
+
+
+def gate(**limits: float) -> Gate:
+    purse = Purse(BudgetSection.model_validate(limits), "the budget", NOTHING)
+    return Gate([purse], PRICE, None, "rubric")
+
+
+def run_through(opened: Gate, tokens: int, *, ahead: int) -> int:
+    """Candidates of so many tokens each, with so many under way; how many tokens were spent."""
+    waiting: list[Candidate] = []
+    spent = 0
+    for number in range(10_000):
+        candidate = Candidate(number, "x" * tokens * 4)
+        admitted = opened.admit(candidate)
+        if admitted:
+            waiting.append(candidate)
+        if not admitted or len(waiting) > ahead:
+            for one in waiting:
+                opened.settle([Judgement(one.id, 0.5, prompt_tokens=tokens, completion_tokens=1)])
+                spent += tokens + 1
+            waiting.clear()
+        if not admitted and not opened.reopen():
+            break
+        if not admitted and not opened.admit(candidate):
+            break
+    return spent
+
+
+@pytest.mark.parametrize("ahead", [1, 10, 300])
+def test_a_limit_is_not_passed_however_many_are_under_way(ahead):
+    spent = run_through(gate(tokens=50_000), 100, ahead=ahead)
+    assert 49_500 < spent <= 50_000
+
+
+def test_money_is_counted_by_the_price():
+    opened = gate(usd=0.01)
+    spent = run_through(opened, 100, ahead=5)
+    each = PRICE.of(100, 0, 1)
+    assert 0.0096 < spent / 101 * each <= 0.01
+    assert "0.01 USD is used up" in str(opened.closed)
+
+
+def test_cached_tokens_cost_less_and_reasoning_is_part_of_the_reply():
+    assert PRICE.of(1_000_000, 400_000, 0) == pytest.approx(0.6 * 2.0 + 0.4 * 0.5)
+    assert PRICE.of(0, 0, 1_000_000) == pytest.approx(8.0)
+
+
+def test_machines_cost_while_they_run(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("flows.budget.time.monotonic", lambda: now[0])
+    purse = Purse(BudgetSection(usd=1.0), "the budget", NOTHING)
+    opened = Gate([purse], Price(0, 0, 0, 3.6, "test"), None, "rubric")
+    assert opened.admit(Candidate(1, "x"))
+    now[0] += 999
+    assert opened.admit(Candidate(2, "x"))
+    now[0] += 2
+    assert not opened.admit(Candidate(3, "x"))
+
+
+def test_hours_count_those_of_earlier_attempts(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("flows.budget.time.monotonic", lambda: now[0])
+    purse = Purse(BudgetSection(hours=1), "the budget", [Spent(0, 0.0, 3500.0, 0)])
+    assert purse.lacks(0, 0) is None
+    now[0] += 101
+    assert purse.lacks(0, 0) == "the budget of 1 hours is used up"
+
+
+def test_what_one_purse_refuses_is_given_back_to_the_other():
+    small = Purse(BudgetSection(tokens=10), "the tier's budget", NOTHING)
+    large = Purse(BudgetSection(tokens=1_000_000), "the run's budget", NOTHING)
+    opened = Gate([large, small], PRICE, None, "rubric")
+    assert not opened.admit(Candidate(1, "x" * 1000))
+    assert large.pays_for(0, 1) == 1_000_000
+
+
+def test_how_many_a_budget_pays_for_includes_those_it_has_paid():
+    definition = Screen.model_validate(screen({"budget": {"tokens": 10_000}}))
+
+    class Store:
+        def spent(self, _run: int) -> list[Spent]:
+            return [Spent(0, 0.0, 0.0, 0), Spent(4_400, None, 0.0, 40)]
+
+    budgets = Budgets(definition, Store(), 1)  # type: ignore[arg-type]
+    spent = Spent(4_400, None, 0.0, 40)
+    assert budgets.affordable(1, spent, 0) == 40 + int((10_000 - 4_400) / (110 * 1.1))
+
+
+def screen(last: dict[str, object], **top: object) -> dict[str, object]:
+    tier = {"backend": "http", "base_url": "http://h/v1", "model": "m"}
+    tiers = [{"name": "a", "policy": {"budget": True}, **tier}, {"name": "b", **tier, **last}]
+    return {
+        "screen": "s",
+        "candidates": {"from": "a.csv", "key": "k"},
+        "rubric": "r",
+        "tiers": tiers,
+    } | top
+
+
+def test_a_budget_of_money_names_every_tier_without_a_price():
+    with pytest.raises(TierError, match="not known: 'a', 'b'"):
+        check_prices(Screen.model_validate(screen({}, budget={"usd": 1})))
+    with pytest.raises(TierError, match="not known: 'b'"):
+        check_prices(Screen.model_validate(screen({"budget": {"usd": 1}})))
+    check_prices(Screen.model_validate(screen({"budget": {"usd": 1}, "price": {"hour": 0}})))
+    check_prices(Screen.model_validate(screen({"budget": {"tokens": 1}})))
+
+
+def test_prices_are_the_screens_or_the_tables_or_unknown():
+    openai = {"name": "a", "backend": "http", "profile": "openai", "model": "gpt-4.1-nano"}
+    listed = price_of(HttpTier.model_validate(openai))
+    assert listed is not None
+    assert listed[:4] == (0.10, 0.025, 0.40, 0.0)
+    assert "2026-11-21" in listed.source
+    batch = price_of(OpenAIBatchTier(name="a", backend="openai_batch", model="gpt-4.1-nano"))
+    assert batch is not None
+    assert batch[:3] == (0.05, 0.0125, 0.20)
+    assert "batch x 0.5" in batch.source
+    assert price_of(HttpTier.model_validate(openai | {"model": "gpt-unheard-of"})) is None
+    elsewhere = openai | {"base_url": "http://proxy/v1"}
+    assert price_of(HttpTier.model_validate(elsewhere)) is None
+    own = price_of(HttpTier.model_validate(openai | {"price": {"input": 1, "output": 2}}))
+    assert own is not None
+    assert own[:3] == (1, 1, 2)
+    four = elsewhere | {"base_url": [f"http://{i}/v1" for i in range(4)], "price": {"hour": 0.5}}
+    rented = price_of(HttpTier.model_validate(four))
+    assert rented is not None
+    assert rented.hour == 2.0
+    assert price_of(LlamaTier(name="a", backend="llama", model="x.gguf")) is None

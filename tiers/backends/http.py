@@ -1,0 +1,410 @@
+"""The HTTP tier: any OpenAI-compatible server, at one address or several at once.
+
+An event loop runs inside `judge`, and only while a judgement is waited for. A task is one attempt
+at one request; what has to wait for another attempt waits in a heap, not in a task.
+"""
+
+import asyncio
+import heapq
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import aiohttp
+
+from tiers.backends.http_address import Address, Failure, Refusal
+from tiers.base import Job
+from tiers.chat import CHARACTERS_PER_TOKEN, Dialect, Reading, Unreadable, Usage, usage_of
+from tiers.pacing import backoff
+from tiers.remote import conversation, key_of, prepare
+from tiers.sections import HttpTier
+from tiers.types import Candidate, Judgement, TierError
+
+TURN_SECONDS = 0.02
+TURN_ROWS = 256
+UNREADABLE_ATTEMPTS = 3
+"""A reply without a verdict is asked for so many times: at temperature 0 it seldom changes."""
+UNREADABLE_AT_FIRST = 20
+"""So many replies without one verdict, and it is the model or the question."""
+FIRST_ANSWER_SECONDS = 10.0
+"""How long to wait for a server that has never answered."""
+
+
+NOTHING = Usage()
+
+
+@dataclass(slots=True)
+class Sent:
+    """One text of a request."""
+
+    id: int
+    text: str
+    note: str | None
+    usage: Usage = NOTHING
+    unreadable: int = 0
+
+
+@dataclass(slots=True)
+class Ask:
+    """A request and what became of the attempts at it."""
+
+    texts: list[Sent]
+    attempts: int = 0
+    alone: bool = field(default=False)
+    """Not to be grouped: a group with it was refused."""
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens its texts have."""
+        return sum(len(each.text) for each in self.texts) // CHARACTERS_PER_TOKEN
+
+
+class Http:
+    """A model behind one or several addresses."""
+
+    def __init__(self, job: Job) -> None:
+        if not isinstance(job.config, HttpTier):
+            raise TypeError(f"not an http tier: {job.config!r}")
+        self._job = job
+        self._config = config = job.config
+        self.rates: Mapping[str, float] = {}
+        self._remarks: list[str] = []
+        key = key_of(config)
+        self._addresses = [Address(url, config, key) for url in config.urls]
+        self._talk = conversation(job, Dialect.of(config))
+        self._shared_tokens = len("".join(self._talk.prompt)) // CHARACTERS_PER_TOKEN
+        self._settled = False
+        """Whether a reply has shown that the server speaks the dialect."""
+        self._group = config.prompts_per_request if config.api == "completions" else 1
+        self._loop = asyncio.new_event_loop()
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._again: list[tuple[float, int, Ask]] = []
+        self._numbers = count()
+        self._ready: list[Judgement] = []
+        self._readable = self._unreadable = 0
+        self._fatal: TierError | None = None
+        self._last_failure = ""
+        self._good_at: float | None = None
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """In the order in which they showed."""
+        return self._remarks
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
+        """Judgements in the order in which the server gives them.
+
+        Raises:
+            TierError: the key, the model or the address is wrong, or no server answers.
+        """
+        source = self._prepared(candidates)
+        self._began = time.monotonic()
+        try:
+            while True:
+                judgements, over = self._loop.run_until_complete(self._turn(source))
+                yield from judgements
+                if self._fatal is not None:
+                    raise self._fatal
+                if over:
+                    return
+        finally:
+            self._loop.run_until_complete(self._cancel())
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._loop.run_until_complete(self._session.close())
+        self._loop.close()
+
+    def _prepared(self, candidates: Iterable[Candidate]) -> Iterator[Ask]:
+        """Requests; what cannot be sent is judged at once."""
+        texts: list[Sent] = []
+        for candidate in candidates:
+            prepared = prepare(candidate, self._config)
+            if isinstance(prepared, Judgement):
+                self._ready.append(prepared)
+                continue
+            texts.append(Sent(candidate.id, *prepared))
+            if len(texts) >= (self._group if self._settled else 1):
+                yield Ask(texts)
+                texts = []
+        if texts:
+            yield Ask(texts)
+
+    async def _turn(self, source: Iterator[Ask]) -> tuple[list[Judgement], bool]:
+        """Work until there are judgements worth returning, or nothing is left to do."""
+        if self._session is None:
+            self._session = self._open()
+            await self._name_labels()
+        until = time.monotonic() + TURN_SECONDS
+        self._woken = asyncio.Event()
+        exhausted = False
+        while self._fatal is None:
+            now = time.monotonic()
+            exhausted = self._start(source, now)
+            self._check_patience(now)
+            idle = exhausted and not self._tasks and not self._again
+            if idle or (self._ready and (now >= until or len(self._ready) >= TURN_ROWS)):
+                break
+            await self._sleep(now, until)
+        judgements, self._ready = self._ready, []
+        return judgements, exhausted and not self._tasks and not self._again
+
+    async def _name_labels(self) -> None:
+        """Where a server can give the probability of any token, ask for the labels' by number."""
+        if not self._config.known.named_logprobs or self._talk.writes:
+            return
+        assert self._session is not None  # noqa: S101 - for the type checker
+        url = self._config.urls[0].removesuffix("/v1") + "/tokenize"
+        single = []
+        for spelling in self._talk.spellings:
+            body = {"model": self._config.model, "prompt": spelling, "add_special_tokens": False}
+            try:
+                async with self._session.post(url, json=body, allow_redirects=False) as reply:
+                    tokens = (await reply.json())["tokens"]
+            except (aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+                return  # then the likeliest tokens have to do
+            if len(tokens) == 1:
+                single.append(int(tokens[0]))
+        self._speak(self._talk.dialect._replace(named=tuple(dict.fromkeys(single))))
+
+    def _open(self) -> aiohttp.ClientSession:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if (key := key_of(self._config)) is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        return aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            timeout=aiohttp.ClientTimeout(total=self._config.timeout_seconds, sock_connect=10),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        )
+
+    def _start(self, source: Iterator[Ask], now: float) -> bool:
+        """Start what may start; whether the source is exhausted."""
+        while (address := self._free(now)) is not None:
+            if self._again and self._again[0][0] <= now:
+                ask = heapq.heappop(self._again)[2]
+            elif (new := next(source, None)) is not None:
+                ask = new
+            else:
+                return True
+            address.begin(ask.tokens + self._shared_tokens * len(ask.texts), now)
+            task = self._loop.create_task(self._attempt(ask, address))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+        return False
+
+    def _free(self, now: float) -> Address | None:
+        """The address that would answer first of those that may be asked."""
+        if not self._settled and self._tasks:
+            return None
+        free = [address for address in self._addresses if address.free(now)]
+        if len(free) <= 1:
+            return free[0] if free else None
+        return min(free, key=lambda each: (each.in_flight + 1) * each.latency)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._woken.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, TierError):
+                error = TierError(f"tier '{self._config.name}': {type(error).__name__}: {error}")
+            self._fatal = self._fatal or error
+
+    async def _sleep(self, now: float, until: float) -> None:
+        """Wait for a reply, for the time to ask again, or for the end of the turn."""
+        moments = [until] if self._ready else []
+        if self._again:
+            moments.append(self._again[0][0])
+        moments += [now + wait for each in self._addresses if (wait := each.wait(now)) > 0]
+        later = max(min(moments) - now, 0.001) if moments else 1.0
+        alarm = self._loop.call_later(later, self._woken.set)
+        await self._woken.wait()
+        alarm.cancel()
+        self._woken.clear()
+
+    async def _attempt(self, ask: Ask, address: Address) -> None:
+        """One request: its judgements are ready, or it is put back to be asked again."""
+        assert self._session is not None  # noqa: S101 - for the type checker
+        began = time.monotonic()
+        failure: Failure | None = None
+        try:
+            reply = await address.post(self._session, self._talk.body([t.text for t in ask.texts]))
+            self._check_model(reply, address)
+        except Failure as error:
+            failure = error
+        except Refusal as error:
+            address.end(began, None)
+            self._refused(ask, str(error))
+            return
+        except BaseException:
+            address.in_flight -= 1
+            raise
+        address.end(began, failure)
+        if failure is None:
+            self._good_at = time.monotonic()
+            self._read(ask, reply, self._good_at - began)
+        else:
+            self._failed(ask, failure, address)
+
+    def _check_model(self, reply: Mapping[str, Any], address: Address) -> None:
+        """Refuse a reply that another model gave than the one asked, or than the first reply's."""
+        told, asked = reply.get("model"), self._config.model
+        if not isinstance(told, str) or told in (asked, address.served):
+            return
+        if address.served is None:
+            address.served = told
+            if asked not in told and told not in asked:
+                self._remarks.append(f"{address.url} calls the model '{told}', not '{asked}'")
+            return
+        raise Failure(f"the reply is of the model '{told}', not of '{asked}'")
+
+    def _read(self, ask: Ask, reply: dict[str, Any], seconds: float) -> None:
+        choices = {choice.get("index", i): choice for i, choice in enumerate(reply["choices"])}
+        if not self._settled and not self._settle(ask, choices[min(choices)]):
+            ask.texts[0].usage += usage_of(reply) or NOTHING
+            return
+        if len(choices) < len(ask.texts):
+            self._group = 1
+            self._one_by_one(ask)
+            return
+        for i, (sent, usage) in enumerate(zip(ask.texts, _shares(reply, ask), strict=True)):
+            sent.usage += usage
+            try:
+                reading = self._talk.read(choices[i])
+            except (Unreadable, KeyError, TypeError) as error:
+                self._no_verdict(sent, str(error), seconds)
+            else:
+                self._readable += 1
+                self._ready.append(_judgement(sent, seconds, reading=reading))
+
+    def _settle(self, ask: Ask, choice: Mapping[str, Any]) -> bool:
+        """See from the first reply what the server gives; without probabilities, ask otherwise."""
+        if self._talk.by_probability and not self._talk.has_probabilities(choice):
+            self._speak(self._talk.dialect._replace(top_logprobs=0))
+            self._put_back(ask, 0.0)
+            return False
+        self._settled = True
+        if not self._talk.by_probability:
+            self._remarks.append(
+                "the server gives no probabilities: the model writes its verdict and how sure it "
+                "is, which is dearer and coarser"
+            )
+        return True
+
+    def _speak(self, dialect: Dialect) -> None:
+        self._talk = conversation(self._job, dialect)
+
+    def _refused(self, ask: Ask, said: str) -> None:
+        """The server will not take the request: another dialect, each text alone, or a person."""
+        if not self._settled and (other := self._talk.dialect.without(said)) is not None:
+            self._speak(other)
+            self._put_back(ask, 0.0)
+        elif len(ask.texts) > 1:
+            self._one_by_one(ask)
+        elif self._settled or "context" in said.lower() or "too long" in said.lower():
+            self._ready.append(_judgement(ask.texts[0], 0.0, error=f"the server refused: {said}"))
+        else:
+            self._fatal = TierError(
+                f"tier '{self._config.name}': {self._addresses[0].url} refuses the request: {said}"
+            )
+
+    def _one_by_one(self, ask: Ask) -> None:
+        for sent in ask.texts:
+            self._put_back(Ask([sent]), 0.0)
+
+    def _failed(self, ask: Ask, failure: Failure, address: Address) -> None:
+        """Ask again later; a request that fails where others go well is given up in the end."""
+        self._last_failure = str(failure)
+        if failure.counts and address.healthy:
+            ask.attempts += 1
+        if ask.attempts <= self._config.retries:
+            self._put_back(ask, max(failure.after or 0.0, backoff(max(ask.attempts, 1))))
+            return
+        for sent in ask.texts:
+            error = f"gave up after {ask.attempts} attempts: {failure}"
+            self._ready.append(_judgement(sent, 0.0, error=error, failed=True))
+
+    def _no_verdict(self, sent: Sent, said: str, seconds: float) -> None:
+        sent.unreadable += 1
+        self._unreadable += 1
+        if not self._readable and self._unreadable >= UNREADABLE_AT_FIRST:
+            self._fatal = TierError(
+                f"tier '{self._config.name}' stopped: none of the first {self._unreadable} replies "
+                f"can be read ({said}); see the prompt with 'tamis check', then change ask, prompt "
+                "or model"
+            )
+        elif sent.unreadable < UNREADABLE_ATTEMPTS:
+            self._put_back(Ask([sent]), 0.0)
+        else:
+            self._ready.append(_judgement(sent, seconds, error=said))
+
+    def _put_back(self, ask: Ask, seconds: float) -> None:
+        heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), ask))
+
+    def _check_patience(self, now: float) -> None:
+        """Stop where nobody has answered well for long, although asked."""
+        if not self._last_failure or not (self._tasks or self._again):
+            return
+        patience = self._config.patience_seconds
+        if self._good_at is None:
+            patience = min(patience, FIRST_ANSWER_SECONDS)
+        if now - max(self._good_at or 0.0, self._began) > patience and not self._tasks:
+            self._fatal = TierError(
+                f"tier '{self._config.name}': no good answer for {patience:g} s; the last was: "
+                f"{self._last_failure}. Start the server or correct base_url, then run again: "
+                "what was judged is kept"
+            )
+
+    async def _cancel(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._again.clear()
+
+
+def _judgement(
+    sent: Sent,
+    seconds: float,
+    *,
+    reading: Reading | None = None,
+    error: str | None = None,
+    failed: bool = False,
+) -> Judgement:
+    usage = sent.usage
+    notes = [note for note in (sent.note, reading and reading.note) if note]
+    return Judgement(
+        sent.id,
+        reading.score if reading else None,
+        reading.reading if reading else None,
+        reading.mass if reading else None,
+        usage.prompt,
+        usage.cached,
+        usage.completion,
+        usage.reasoning,
+        seconds,
+        error,
+        failed,
+        "; ".join(notes) or None,
+    )
+
+
+def _shares(reply: Mapping[str, Any], ask: Ask) -> list[Usage]:
+    """Each text's share of the tokens that a request charged; they add up to the whole."""
+    whole, texts = usage_of(reply), ask.texts
+    if whole is None:
+        return [NOTHING] * len(texts)
+    if len(texts) == 1:
+        return [whole]
+    lengths = [len(sent.text) + 1 for sent in texts]
+    shares, given, before = [], NOTHING, 0
+    for length in lengths:
+        before += length
+        until = Usage(*(total * before // sum(lengths) for total in whole))
+        shares.append(Usage(*(a - b for a, b in zip(until, given, strict=True))))
+        given = until
+    return shares

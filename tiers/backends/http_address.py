@@ -1,0 +1,197 @@
+"""One address of a server: a request to it, and what its reply or its silence means."""
+
+import email.utils
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from tiers.pacing import Rate, Window, backoff
+from tiers.remote import hide
+from tiers.sections import HttpTier
+from tiers.types import TierError
+
+SET_ASIDE = 8
+"""Failures in a row after which an address is left alone for a while."""
+SHOWN = 300
+"""Characters of a server's own words in a message."""
+
+
+class Failure(Exception):
+    """A request that failed for a reason that may pass.
+
+    Attributes:
+        after: seconds that the server asked to wait; None if it did not say.
+        counts: whether it counts against the request, and not against the address alone.
+        slow: whether the server had too much to do.
+    """
+
+    def __init__(
+        self, said: str, *, after: float | None = None, counts: bool = True, slow: bool = False
+    ) -> None:
+        super().__init__(said)
+        self.after = after
+        self.counts = counts
+        self.slow = slow
+
+
+class Refusal(Exception):
+    """The server will not take this request, however often it is sent."""
+
+
+class Address:
+    """One server that serves the tier's model."""
+
+    def __init__(self, url: str, config: HttpTier, key: str | None) -> None:
+        self.url = url
+        self.in_flight = 0
+        self.served: str | None = None
+        """The name under which the server first answered."""
+        self.window = Window(config.concurrency)
+        self.failures = 0
+        """In a row."""
+        self.latency = 0.0
+        """Of late, in seconds."""
+        self._config = config
+        self._key = key
+        # Parsed once: aiohttp would do it for every request.
+        self._target = URL(f"{url}/{'chat/completions' if config.api == 'chat' else 'completions'}")
+        self._requests = Rate(config.requests_per_minute)
+        self._tokens = Rate(config.tokens_per_minute)
+        self._closed_until = 0.0
+
+    @property
+    def healthy(self) -> bool:
+        return self.failures < SET_ASIDE
+
+    def free(self, now: float) -> bool:
+        """Whether a request may begin now."""
+        most = self.window.size if self.healthy else 1.0
+        return self.in_flight < most and self.wait(now) <= 0
+
+    def wait(self, now: float) -> float:
+        """Seconds until the address may be asked, apart from what is under way there."""
+        closed = self._closed_until - now
+        return max(closed, self._requests.wait(now), self._tokens.wait(now), 0.0)
+
+    def begin(self, tokens: float, now: float) -> None:
+        """A request of about so many tokens begins."""
+        self.in_flight += 1
+        self._requests.spend(1, now)
+        self._tokens.spend(tokens, now)
+
+    def end(self, began: float, failure: Failure | None) -> None:
+        """A request that began then is over."""
+        now = time.monotonic()
+        self.in_flight -= 1
+        if failure is None:
+            self.failures = 0
+            self.latency += ((now - began) - self.latency) * (0.1 if self.latency else 1.0)
+            self.window.answered(began, now)
+            return
+        if failure.slow:
+            self.window.refused(began, now)
+        else:
+            self.failures += 1
+        pause = failure.after or 0.0
+        if not self.healthy:
+            pause = max(pause, backoff(self.failures - SET_ASIDE + 1, first=0.5))
+        if pause:
+            self._closed_until = max(self._closed_until, now + pause)
+
+    async def post(self, session: aiohttp.ClientSession, body: bytes) -> dict[str, Any]:
+        """Send one request and return the reply's object, which holds at least one choice.
+
+        The session's headers carry the key.
+
+        Raises:
+            Failure: it may go well the next time.
+            Refusal: the server will not take this request.
+            TierError: the server will take none: wrong key, model or address.
+        """
+        try:
+            # A redirect is never followed: it would carry the key to another host.
+            async with session.post(self._target, data=body, allow_redirects=False) as response:
+                raw = await response.read()
+                status, headers = response.status, response.headers
+        except TimeoutError as error:
+            seconds = self._config.timeout_seconds
+            raise Failure(f"no answer within {seconds:g} s", slow=True) from error
+        except aiohttp.ClientConnectorError as error:
+            raise Failure(
+                f"{self.url} cannot be reached: {error.strerror}", counts=False
+            ) from error
+        except aiohttp.ClientError as error:
+            said = hide(str(error), self._key)[:SHOWN]
+            raise Failure(f"the connection broke: {said or type(error).__name__}") from error
+        if status != 200:
+            self._refuse(status, headers, raw)
+        return self._choices(raw)
+
+    def _choices(self, raw: bytes) -> dict[str, Any]:
+        try:
+            reply = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise Failure("the reply is broken JSON") from error
+        choices = reply.get("choices") if isinstance(reply, dict) else None
+        if not choices or not all(isinstance(choice, dict) for choice in choices):
+            raise Failure(f"the reply holds no choices: {self._words(raw)}")
+        return dict(reply)
+
+    def _refuse(self, status: int, headers: Any, raw: bytes) -> None:
+        words = self._words(raw)
+        name, model = self._config.name, self._config.model
+        where = f"tier '{name}': {self._target}"
+        if status == 429 and "insufficient_quota" not in words:
+            raise Failure(f"429: {words}", after=_retry_after(headers), counts=False, slow=True)
+        if status in (408, 409) or status >= 500:
+            raise Failure(f"{status}: {words}", after=_retry_after(headers))
+        if status in (401, 403):
+            variable = self._config.key_name
+            advice = f"check {variable}" if variable else "write key_variable: NAME in the tier"
+            raise TierError(f"{where} refuses the key ({status}: {words}); {advice}")
+        if status in (402, 429):
+            raise TierError(f"{where}: the account has no money left ({status}: {words})")
+        if status == 404:
+            raise TierError(
+                f"{where} answers 404: {words}; is the model '{model}' served there, and does "
+                "base_url end as the server's own (often in /v1)?"
+            )
+        if 300 <= status < 400:
+            target = urlsplit(headers.get("Location", "")).netloc or "another place"
+            raise TierError(
+                f"{where} sends on to {target}, and the key is not sent there; write the address "
+                "that answers itself as base_url"
+            )
+        raise Refusal(f"{status}: {words}")
+
+    def _words(self, raw: bytes) -> str:
+        """What the server said, in short and without the key."""
+        text = raw.decode("utf-8", "replace")
+        try:
+            error = orjson.loads(raw).get("error")
+            if isinstance(error, dict):
+                text = " ".join(str(error[k]) for k in ("code", "message") if error.get(k))
+            elif isinstance(error, str):
+                text = error
+        except (orjson.JSONDecodeError, AttributeError):
+            pass
+        return hide(" ".join(text.split()), self._key)[:SHOWN] or "no words"
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds to wait, from `Retry-After` (seconds or a date) or `retry-after-ms`."""
+    exact, said = headers.get("retry-after-ms"), headers.get("Retry-After")
+    try:
+        if exact is not None:
+            return max(float(exact) / 1000, 0.0)
+        if said is None:
+            return None
+        if said.strip().replace(".", "", 1).isdigit():
+            return float(said)
+        return max(email.utils.parsedate_to_datetime(said).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return None

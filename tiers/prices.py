@@ -1,0 +1,63 @@
+"""What a tier's work costs: the dated price table, or the price written in the screen file."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import yaml
+
+from tiers.sections import AnyTier, HttpTier, OpenAIBatchTier
+
+MILLION = 1e6
+
+
+class Price(NamedTuple):
+    """US dollars per million tokens, and per hour of the tier's machines together."""
+
+    input: float
+    cached_input: float
+    output: float
+    hour: float
+    source: str
+    """Where it stands and of which day."""
+
+    def of(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        """Dollars for these tokens; the cached are part of the prompt's, as servers tell it."""
+        fresh = prompt_tokens - cached_tokens
+        return (
+            fresh * self.input + cached_tokens * self.cached_input + completion_tokens * self.output
+        ) / MILLION
+
+
+def price_of(tier: AnyTier) -> Price | None:
+    """The price of a tier; None where it is not known, which is not the same as nothing."""
+    own = tier.price
+    if own is not None and own.hour is not None:
+        machines = len(tier.urls) if isinstance(tier, HttpTier) else 1
+        return Price(0.0, 0.0, 0.0, own.hour * machines, "screen file")
+    if own is not None and own.input is not None and own.output is not None:
+        cached = own.input if own.cached_input is None else own.cached_input
+        return Price(own.input, cached, own.output, 0.0, "screen file")
+    if isinstance(tier, HttpTier | OpenAIBatchTier) and tier.urls == (tier.known.base_url,):
+        return _listed(tier)  # other addresses than the provider's own have prices of their own
+    return None
+
+
+def _listed(tier: HttpTier | OpenAIBatchTier) -> Price | None:
+    table = _table()
+    provider = table["providers"].get(tier.profile)
+    row = provider and provider["models"].get(tier.model)
+    if not row:
+        return None
+    factor, how = 1.0, ""
+    if isinstance(tier, OpenAIBatchTier):
+        factor, how = provider["batch"], f", batch x {provider['batch']:g}"
+    cached = row.get("cached_input", row["input"])
+    source = f"{provider['source']}, {table['dated']}{how}"
+    return Price(row["input"] * factor, cached * factor, row["output"] * factor, 0.0, source)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = yaml.safe_load((files("tiers") / "prices.yaml").read_text("utf-8"))
+    return table

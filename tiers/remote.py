@@ -1,0 +1,108 @@
+"""What tiers that ask a server have in common: identity, key, lengths. No network in here."""
+
+import hashlib
+import os
+from typing import Any
+
+from tiers.base import Inspection, Job
+from tiers.chat import CHARACTERS_PER_TOKEN, AnyRemote, Conversation, Dialect, clean
+from tiers.sections import HttpTier, OpenAIBatchTier
+from tiers.types import Candidate, Judgement, TierError
+
+HIDDEN = "(key)"
+
+
+def config_of(job: Job) -> AnyRemote:
+    """The tier's section of the screen file."""
+    if not isinstance(job.config, HttpTier | OpenAIBatchTier):
+        raise TypeError(f"not a remote tier: {job.config!r}")
+    return job.config
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a judgement depends on: who serves, model, prompt, question, settings of the request.
+
+    A model asked at once or by a batch is the same judge.
+    """
+    config = config_of(job)
+    home = config.urls == (config.known.base_url,)
+    server: Any = config.version or (config.profile if home else sorted(config.urls))
+    return {
+        "backend": "openai",
+        "server": server,
+        "model": config.model,
+        "rubric": job.rubric,
+        **config.model_dump(
+            mode="json",
+            by_alias=True,
+            include={
+                "ask", "prompt", "max_candidate_tokens", "too_long", "max_tokens", "api", "extra",
+            },
+        ),
+    }  # fmt: skip
+
+
+def inspect(job: Job, text: str) -> Inspection:
+    """The prompt as the server will get it. Tokens are the server's to count.
+
+    Raises:
+        TierError: the key is not set.
+    """
+    config = config_of(job)
+    key_of(config)
+    prompt = conversation(job, Dialect.of(config)).prompt
+    return Inspection(
+        f"{config.model} at {', '.join(config.urls)}", f"{prompt.head}{clean(text)}{prompt.tail}"
+    )
+
+
+def conversation(job: Job, dialect: Dialect) -> Conversation:
+    """How this tier talks to a server of that dialect."""
+    key = hashlib.sha256(job.rubric.encode()).hexdigest()[:32]
+    return Conversation(job.rubric, config_of(job), dialect, f"tamis-{key}")
+
+
+def key_of(config: AnyRemote) -> str | None:
+    """The key from the environment; None where the server needs none.
+
+    Raises:
+        TierError: the variable is not set.
+    """
+    name = config.key_name
+    if name is None:
+        return None
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise TierError(
+            f"tier '{config.name}' needs a key: set the variable {name}, in the environment or in "
+            "the file .env"
+        )
+    return key
+
+
+def hide(text: str, key: str | None) -> str:
+    """The text without the key, which servers like to repeat in their errors."""
+    return text.replace(key, HIDDEN) if key else text
+
+
+def prepare(candidate: Candidate, config: AnyRemote) -> "tuple[str, str | None] | Judgement":
+    """The text to send and what was done to it; or a judgement where it cannot be sent.
+
+    The tokenizer is the server's, so that lengths are guessed from characters.
+    """
+    text, longest = candidate.text, config.max_candidate_tokens * CHARACTERS_PER_TOKEN
+    if not text.strip():
+        return Judgement(candidate.id, None, error="empty text")
+    note = None
+    if len(text) > longest:
+        if config.too_long == "review":
+            said = f"about {len(text) // CHARACTERS_PER_TOKEN:,} tokens, longer than the "
+            said += f"{config.max_candidate_tokens:,} of max_candidate_tokens; raise it or write "
+            return Judgement(candidate.id, None, error=f"{said}too_long: head_tail")
+        note = f"cut from {len(text):,} to {longest:,} characters"
+        head = longest if config.too_long == "head" else (longest + 1) // 2
+        text = text[:head] + text[len(text) - (longest - head) :]
+    safe = clean(text)
+    if safe is not text and safe != text:
+        note = f"{note}; control strings broken up" if note else "control strings broken up"
+    return safe, note
