@@ -108,3 +108,43 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 def test_the_digest_names_the_content(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD).digest == load(tmp_path, GOOD + "\n# a comment\n").digest
     assert load(tmp_path, GOOD).digest != load(tmp_path, GOOD.replace("0.99", "0.98")).digest
+
+
+PROMISE = "guarantee: {recall: 0.95, confidence: 0.9, against: refine, labels: 1000}\n"
+
+
+def test_a_guarantee_is_read_and_moves_no_digest(tmp_path: Path) -> None:
+    screen = load(tmp_path, GOOD + PROMISE)
+    assert screen.guarantee is not None
+    assert (screen.guarantee.kind, screen.guarantee.target) == ("recall", 0.95)
+    assert screen.guarantee.delta == 0.1
+    assert screen.digest == load(tmp_path, GOOD).digest
+
+
+def test_a_guarantee_may_be_left_to_set_the_policies_of_cheaper_tiers(tmp_path: Path) -> None:
+    bare = GOOD.replace(", policy: {top: 10000}", "")
+    assert "would promote everybody" in problems(tmp_path, bare)[0]
+    assert load(tmp_path, bare + PROMISE).policy(1).reject_below == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (("refine", "fast"), "'fast' is not the last tier; write against: refine, or people"),
+        (("recall: 0.95", "recall: 0.95, accuracy: 0.9"), "write one of recall, precision"),
+        (("recall: 0.95, ", ""), "write one of recall, precision"),
+        (("recall", "recal"), "did you mean 'recall'?"),
+        (("0.95", "95"), "less than 1"),
+        (("labels: 1000", "labels: 0"), "greater than 0"),
+        (("labels: 1000", "labels: 9, costs: [1, 2]"), "2 costs for 3 tiers; write one a tier"),
+    ],
+)
+def test_a_guarantee_that_cannot_be_meant_is_told_what_to_write(tmp_path, said, told) -> None:
+    found = problems(tmp_path, GOOD + PROMISE.replace(*said))
+    assert any(told in one and "guarantee" in one and "(line 9)" in one for one in found), found
+
+
+def test_a_guarantee_needs_a_last_tier_that_judges_one_by_one(tmp_path: Path) -> None:
+    ranking = GOOD.replace("policy: {accept_above: 0.5}", "policy: {top: 5}")
+    (found,) = problems(tmp_path, ranking + PROMISE)
+    assert "write policy: {accept_above: 0.5}" in found

@@ -27,6 +27,7 @@ from tiers.sections import (
     BACKENDS,
     AnyTier,
     BudgetSection,
+    GuaranteeSection,
     HttpTier,
     LlamaTier,
     PriceSection,
@@ -74,6 +75,8 @@ class Screen(Section):
     tiers: tuple[Tier, ...]
     budget: BudgetSection | None = None
     """For the whole run; a tier can have one of its own."""
+    guarantee: GuaranteeSection | None = None
+    """What `tamis calibrate` has to promise; then tiers may leave their policies to it."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -100,7 +103,8 @@ class Screen(Section):
     def digest(self) -> str:
         """Names this definition: two runs with equal digests compute the same."""
         defined = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        defined.pop("budget", None)
+        for name in ("budget", "guarantee"):
+            defined.pop(name, None)
         for tier, section in zip(self.tiers, defined["tiers"], strict=True):
             for name in tier.operational:
                 section.pop(name, None)
@@ -110,7 +114,12 @@ class Screen(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def policy(self, position: int) -> Policy:
-        """A tier's policy; the last tier, if it has none, accepts above one half."""
+        """A tier's policy; the last tier, if it has none, accepts above one half.
+
+        One that is left to the guarantee rejects nobody.
+        """
+        if self.tiers[position].policy is None and position < len(self.tiers) - 1:
+            return Policy(reject_below=0.0)
         return self.tiers[position].policy or Policy(accept_above=0.5)
 
 
@@ -168,13 +177,43 @@ def _faults_between_tiers(value: Mapping[str, Any]) -> Iterator[InitErrorDetails
         if count > 1:
             yield _fault(("tiers",), f"{count} tiers are called '{name}'; give each its own name")
     for position, tier in enumerate(tiers[:-1]):
-        if not tier.get("policy"):
+        if not tier.get("policy") and not value.get("guarantee"):
             yield _fault(
                 ("tiers", position),
                 f"tier '{tier.get('name')}' has no policy, so it would promote everybody; "
                 "write policy: {reject_below: 0.2} or policy: {top: 10000}",
             )
         yield from _unpaid_promotion(value, position, tier, tiers[position + 1])
+    if tiers and isinstance(value.get("guarantee"), Mapping):
+        yield from _unkept_promise(value["guarantee"], tiers)
+
+
+def _unkept_promise(
+    promised: Mapping[str, Any], tiers: list[Mapping[str, Any]]
+) -> Iterator[InitErrorDetails]:
+    """What of a guarantee does not fit the tiers."""
+    last, against = tiers[-1], promised.get("against")
+    if against not in (None, "people", last.get("name")):
+        yield _fault(
+            ("guarantee", "against"),
+            f"'{against}' is not the last tier; write against: {last.get('name')}, or people",
+        )
+    if len(tiers) == 1:
+        yield _fault(
+            ("guarantee",), "needs a cheaper tier whose thresholds it can set; write one before"
+        )
+    policy = last.get("policy")
+    if isinstance(policy, Mapping) and (policy.get("top") or policy.get("budget")):
+        yield _fault(
+            ("tiers", len(tiers) - 1, "policy"),
+            "ranks, so that nobody knows what the last tier would accept alone; write "
+            "policy: {accept_above: 0.5}",
+        )
+    costs = promised.get("costs")
+    if isinstance(costs, list | tuple) and len(costs) != len(tiers):
+        yield _fault(
+            ("guarantee", "costs"), f"{len(costs)} costs for {len(tiers)} tiers; write one a tier"
+        )
 
 
 def _unpaid_promotion(
@@ -224,6 +263,7 @@ def _known_keys(place: tuple[str | int, ...]) -> list[str]:
         "candidates": Candidates,
         "policy": Policy,
         "budget": BudgetSection,
+        "guarantee": GuaranteeSection,
         "price": PriceSection,
         **BACKENDS,
     }

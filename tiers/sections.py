@@ -1,6 +1,7 @@
 """The sections of a screen file that describe tiers: one class for each backend."""
 
 import re
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -86,6 +87,56 @@ class BudgetSection(Section):
         if self.usd is self.hours is self.tokens is None:
             raise ValueError("sets nothing; write usd, hours or tokens")
         return self
+
+
+class GuaranteeSection(Section):
+    """What `tamis calibrate` has to promise, against whose answers, for how many labels."""
+
+    recall: float | None = Field(None, gt=0, lt=1)
+    """Share of what `against` would accept that is not rejected. Or write one of the next two."""
+    precision: float | None = Field(None, gt=0, lt=1)
+    """Share of what cheaper tiers accept early that `against` would accept."""
+    accuracy: float | None = Field(None, gt=0, lt=1)
+    """Share of all answers that agree with `against`."""
+    confidence: float = Field(0.9, gt=0, lt=1)
+    """Probability with which the promise is kept."""
+    against: str
+    """The last tier's name, or `people`."""
+    labels: int = Field(gt=0)
+    """How many candidates may be labelled."""
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    """Guess of the share of positives, for the plan alone; stored labels know better."""
+    costs: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Of one candidate at each tier, in any unit; by default each tier is four times as dear."""
+    seed: int = Field(0, ge=0)
+    """Draws the sample. Trying several until the result pleases voids the promise."""
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> "GuaranteeSection":
+        promises = (self.recall, self.precision, self.accuracy)
+        if sum(each is not None for each in promises) != 1:
+            raise ValueError("write one of recall, precision and accuracy, such as recall: 0.95")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What is promised: recall, precision or accuracy."""
+        kinds = ("recall", "precision", "accuracy")
+        return next(kind for kind in kinds if getattr(self, kind) is not None)
+
+    @property
+    def target(self) -> float:
+        """What is at least kept of it."""
+        return float(getattr(self, self.kind))
+
+    @property
+    def delta(self) -> float:
+        """Probability with which the promise may fail: as written, 1 - 0.9 is 0.1."""
+        return float(1 - Fraction(str(self.confidence)))
+
+    @property
+    def by_people(self) -> bool:
+        return self.against == "people"
 
 
 class TierSection(Section):
