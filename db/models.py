@@ -60,6 +60,13 @@ class BatchState(enum.StrEnum):
     COLLECTED = "collected"
 
 
+class LabelSource(enum.StrEnum):
+    """Who says what is true."""
+
+    TIER = "tier"
+    PERSON = "person"
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """Aware datetimes in UTC on both databases: SQLite would give them back without a zone."""
 
@@ -108,6 +115,7 @@ class Base(DeclarativeBase):
         RunState: _names(RunState),
         TierState: _names(TierState),
         BatchState: _names(BatchState),
+        LabelSource: _names(LabelSource),
         Outcome: _names(Outcome),
     }
 
@@ -206,6 +214,13 @@ class PolicyRow(Base):
     created_at: Mapped[datetime]
     author: Mapped[str | None]
     reason: Mapped[str | None]
+    run_id: Mapped[int | None] = mapped_column(index=True)
+    """The run for which it was made, and the tier; another run may take it over."""
+    position: Mapped[int | None]
+    follows: Mapped[str | None]
+    """Whose labels go before the score: `people`, or a tier's name as reviewer; null for none."""
+    certificate: Mapped[str | None]
+    """What it promises and why, as JSON; null for a policy that promises nothing."""
 
 
 class PriceRow(Base):
@@ -328,6 +343,23 @@ class BatchLineRow(Base):
 
     batch_id: Mapped[int] = mapped_column(ForeignKey("batch.id"), primary_key=True)
     text_id: Mapped[int] = mapped_column(_Big, ForeignKey("text.id"), primary_key=True, index=True)
+
+
+class LabelRow(Base):
+    """The truth about a text under a rubric, as one reviewer told it."""
+
+    __tablename__ = "label"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    rubric: Mapped[str] = mapped_column(primary_key=True)
+    """SHA-256 of the rubric, hexadecimal: another question has other answers."""
+    text_id: Mapped[int] = mapped_column(_Big, ForeignKey("text.id"), primary_key=True)
+    source: Mapped[LabelSource] = mapped_column(primary_key=True)
+    reviewer: Mapped[str] = mapped_column(primary_key=True)
+    """A person's name; or the tier's, its judge and its policy."""
+    answer: Mapped[bool | None]
+    """Null where the reviewer could not tell."""
+    told_at: Mapped[datetime]
 
 
 class VerdictRow(Base):

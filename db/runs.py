@@ -1,5 +1,6 @@
 """Runs and their tiers: rows to values, and the steps of opening a run."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,7 +10,16 @@ from sqlalchemy import Connection, RowMapping, Select, func, insert, select, tex
 from sqlalchemy.dialects import postgresql, sqlite
 
 from db.errors import StoreError
-from db.models import BadRowRow, PolicyRow, RunRow, RunState, RunTierRow, TierState, VerdictRow
+from db.models import (
+    BadRowRow,
+    JudgeRow,
+    PolicyRow,
+    RunRow,
+    RunState,
+    RunTierRow,
+    TierState,
+    VerdictRow,
+)
 from db.values import Account, Run, RunStatus, TierPlan
 from tiers.types import Outcome
 
@@ -124,7 +134,9 @@ def add_tiers(connection: Connection, run_id: int, tiers: Sequence[TierPlan]) ->
         numbers = tier._asdict()
         name = numbers.pop("name")
         policy_id = connection.scalar(
-            insert(PolicyRow).values(**numbers, created_at=now()).returning(PolicyRow.id)
+            insert(PolicyRow)
+            .values(**numbers, run_id=run_id, position=position, created_at=now())
+            .returning(PolicyRow.id)
         )
         connection.execute(
             insert(RunTierRow).values(
@@ -136,6 +148,12 @@ def add_tiers(connection: Connection, run_id: int, tiers: Sequence[TierPlan]) ->
                 state=TierState.WAITING,
             )
         )
+
+
+def count_tiers(connection: Connection, run_id: int) -> int:
+    """How many tiers the run has."""
+    query = select(func.count()).where(RunTierRow.run_id == run_id)
+    return connection.scalar(query.select_from(RunTierRow)) or 0
 
 
 def reopen(connection: Connection, run_id: int, config: dict[str, Any]) -> None:
@@ -153,6 +171,27 @@ def reopen(connection: Connection, run_id: int, config: dict[str, Any]) -> None:
             config=json.dumps(config, sort_keys=True, ensure_ascii=False),
         )
     )
+
+
+def set_judge(
+    connection: Connection, run_id: int, position: int, description: dict[str, Any]
+) -> int:
+    """Say who judges at a tier; the same description gives the same id, in every run."""
+    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    connection.execute(
+        upsert(connection, JudgeRow)
+        .values(digest=digest, description=canonical)
+        .on_conflict_do_nothing(index_elements=["digest"])
+    )
+    judge_id = connection.scalars(select(JudgeRow.id).where(JudgeRow.digest == digest)).one()
+    check_same_judge(connection, run_id, position, judge_id)
+    connection.execute(
+        update(RunTierRow)
+        .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
+        .values(judge_id=judge_id)
+    )
+    return judge_id
 
 
 def check_same_judge(connection: Connection, run_id: int, position: int, judge_id: int) -> None:

@@ -1,29 +1,26 @@
 """Everything that is remembered goes in and comes out here, as plain values."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, delete, func, select, text, update
 
-from db import costs, decide, ingest, judging, reading, runs
+from db import costs, decide, ingest, judging, locks, reading, runs, verdicts
 from db.batches import Batch, Batches
 from db.connect import storable, transaction
 from db.errors import DatabaseError, StoreError
+from db.labels import PEOPLE, Label, Labels, Scored, rubric_digest
 from db.models import (
     BadRowRow,
     BatchState,
-    CandidateRow,
-    JudgeRow,
+    LabelSource,
     RunRow,
     RunState,
     RunTierRow,
     TierState,
-    VerdictRow,
 )
+from db.policies import Change, Policies, Version
 from db.values import (
     Account,
     BadRow,
@@ -38,28 +35,39 @@ from db.values import (
     Spent,
     TierPlan,
 )
+from db.what_if import Consequences, Flip, Step, what_if
 from tiers.types import Candidate, Judgement, Outcome
 
 __all__ = [
+    "PEOPLE",
     "Account",
     "BadRow",
     "Batch",
     "BatchState",
+    "Change",
+    "Consequences",
     "Cost",
     "DatabaseError",
     "Explanation",
+    "Flip",
     "FunnelRow",
     "Ingested",
     "JudgementDetail",
+    "Label",
+    "LabelSource",
     "Row",
     "Run",
     "RunState",
     "RunStatus",
+    "Scored",
     "Spent",
+    "Step",
     "Store",
     "StoreError",
     "TierPlan",
     "TierState",
+    "Version",
+    "rubric_digest",
 ]
 
 
@@ -74,6 +82,8 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.batches = Batches(engine)
+        self.labels = Labels(engine)
+        self.policies = Policies(engine)
 
     # Runs
 
@@ -149,48 +159,17 @@ class Store:
 
     def lock(self, run_id: int, owner: str, seconds: float = 120) -> None:
         """Keep other flows off this run until `seconds` from now; `renew` in time."""
-        now = runs.now()
-        free = or_(
-            RunRow.lock_owner.is_(None), RunRow.lock_owner == owner, RunRow.lock_until <= now
-        )
         with self._writing() as connection:
-            if self._hold(connection, run_id, owner, now + timedelta(seconds=seconds), free):
-                return
-            holder = runs.get(connection, run_id)
-            raise StoreError(
-                f"run '{holder['key']}' is being worked on by {holder['lock_owner']} until "
-                f"{holder['lock_until']:%Y-%m-%d %H:%M:%S} UTC at least; wait for it, or end that "
-                "process and try again after that time"
-            )
+            locks.lock(connection, run_id, owner, seconds)
 
     def renew(self, run_id: int, owner: str, seconds: float = 120) -> None:
         """Hold the lock for longer; fails where somebody else took it meanwhile."""
-        until = runs.now() + timedelta(seconds=seconds)
         with self._writing() as connection:
-            if not self._hold(connection, run_id, owner, until, RunRow.lock_owner == owner):
-                raise StoreError(
-                    f"{owner} lost its lock on run {run_id}, because it did not renew it in time "
-                    "and another process took the run over; leave the run to that one"
-                )
+            locks.renew(connection, run_id, owner, seconds)
 
     def unlock(self, run_id: int, owner: str) -> None:
         with self._writing() as connection:
-            connection.execute(
-                update(RunRow)
-                .where(RunRow.id == run_id, RunRow.lock_owner == owner)
-                .values(lock_owner=None, lock_until=None)
-            )
-
-    @staticmethod
-    def _hold(
-        connection: Connection, run_id: int, owner: str, until: datetime, condition: Any
-    ) -> bool:
-        held = connection.execute(
-            update(RunRow)
-            .where(RunRow.id == run_id, condition)
-            .values(lock_owner=owner, lock_until=until)
-        )
-        return held.rowcount == 1
+            locks.unlock(connection, run_id, owner)
 
     # Ingest
 
@@ -245,24 +224,8 @@ class Store:
 
     def set_judge(self, run_id: int, position: int, description: dict[str, Any]) -> int:
         """Say who judges at this tier; the same description gives the same id, in every run."""
-        canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
         with self._writing() as connection:
-            connection.execute(
-                runs.upsert(connection, JudgeRow)
-                .values(digest=digest, description=canonical)
-                .on_conflict_do_nothing(index_elements=["digest"])
-            )
-            judge_id = connection.scalars(
-                select(JudgeRow.id).where(JudgeRow.digest == digest)
-            ).one()
-            runs.check_same_judge(connection, run_id, position, judge_id)
-            connection.execute(
-                update(RunTierRow)
-                .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
-                .values(judge_id=judge_id)
-            )
-            return judge_id
+            return runs.set_judge(connection, run_id, position, description)
 
     def set_tier_state(
         self,
@@ -428,23 +391,25 @@ class Store:
                 .values(affordable=count)
             )
 
-    def undecide(self, run_id: int) -> None:
-        """Take all verdicts back to the first tier, to decide anew from the stored scores.
+    def undecide(self, run_id: int, position: int = 0) -> None:
+        """Take all that came to a tier back to it, to decide anew from the stored scores.
 
-        Verdicts follow from scores and policies alone, so nothing is lost; and `top` has to rank
-        again when candidates have come in or failed ones are judged after all.
+        `top` has to rank again when candidates have come in or failed ones are judged after all.
         """
-        unreadable = select(CandidateRow.id).where(CandidateRow.problem.is_not(None))
         with self._writing() as connection:
-            connection.execute(
-                update(VerdictRow)
-                .where(
-                    VerdictRow.run_id == run_id,
-                    or_(VerdictRow.position > 0, VerdictRow.outcome.is_not(None)),
-                    VerdictRow.candidate_id.not_in(unreadable),
-                )
-                .values(position=0, outcome=None, why=None)
-            )
+            verdicts.undecide(connection, run_id, position)
+
+    def redecide(self, run_id: int, position: int = 0) -> None:
+        """Decide anew from a tier on, as far as there are judgements."""
+        with self._writing() as connection:
+            verdicts.undecide(connection, run_id, position)
+            for tier in range(position, runs.count_tiers(connection, run_id)):
+                if decide.has_judge(connection, run_id, tier):
+                    decide.decide(connection, run_id, tier)
+
+    def what_if(self, run_id: int, changes: Mapping[int, Change]) -> Consequences:
+        """The run under other thresholds, by position; nothing is changed and nobody is asked."""
+        return what_if(self._engine, run_id, changes)
 
     # Reading
 

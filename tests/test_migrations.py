@@ -137,7 +137,7 @@ def test_going_down_removes_everything(connection):
 
 def test_an_upgrade_that_fails_leaves_nothing_behind(database_url, monkeypatch):
     scripts = ScriptDirectory.from_config(_config())
-    module = scripts.get_revision("head").module
+    module = scripts.get_revision("0002").module
     broken = {**module.VIEWS, "funnel": "SELECT FROM WHERE"}
     monkeypatch.setattr(module, "VIEWS", broken)
     monkeypatch.setattr(ScriptDirectory, "from_config", lambda _config: scripts)

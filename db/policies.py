@@ -1,0 +1,186 @@
+"""Policies as versions: who changed a tier's thresholds, when, why, and what that promises."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Boolean, Connection, Engine, insert, select, text, update
+
+from db import runs
+from db.connect import storable, transaction
+from db.errors import StoreError
+from db.models import PolicyRow, RunTierRow, UtcDateTime
+
+_KEPT = ("reject_below", "accept_above", "top_count", "top_share", "budget", "follows")
+_VERSIONS = text("""
+    SELECT policy.id, run_tier.name, run_tier.position, policy.reject_below, policy.accept_above,
+      policy.top_count, policy.top_share, policy.follows, policy.author, policy.reason,
+      policy.created_at, policy.certificate IS NOT NULL AS certified,
+      policy.id = run_tier.policy_id AS in_use
+    FROM run_tier
+    JOIN policy
+      ON policy.id = run_tier.policy_id
+      OR (policy.run_id = run_tier.run_id AND policy.position = run_tier.position)
+    WHERE run_tier.run_id = :run_id
+    ORDER BY run_tier.position, policy.id
+""").columns(created_at=UtcDateTime(), certified=Boolean(), in_use=Boolean())
+_CERTIFICATE = text("""
+    SELECT policy.certificate
+    FROM policy
+    LEFT JOIN run_tier ON run_tier.policy_id = policy.id AND run_tier.run_id = :run_id
+    WHERE policy.certificate IS NOT NULL
+      AND (run_tier.run_id IS NOT NULL OR policy.run_id = :run_id)
+    ORDER BY policy.id DESC
+    LIMIT 1
+""")
+# The newest run of the same definition whose thresholds were calibrated.
+_CALIBRATED = text("""
+    SELECT other.id
+    FROM run
+    JOIN run AS other ON other.screen = run.screen AND other.config_hash = run.config_hash
+    JOIN run_tier ON run_tier.run_id = other.id
+    JOIN policy ON policy.id = run_tier.policy_id
+    WHERE run.id = :run_id AND other.id <> run.id AND policy.certificate IS NOT NULL
+    ORDER BY other.id DESC
+    LIMIT 1
+""")
+
+
+class Change(NamedTuple):
+    """What a new version of a tier's policy says."""
+
+    reject_below: float | None
+    accept_above: float | None
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a tier's policy."""
+
+    id: int
+    tier: str
+    position: int
+    reject_below: float | None
+    accept_above: float | None
+    top_count: int | None
+    top_share: float | None
+    follows: str | None
+    author: str | None
+    reason: str | None
+    created_at: datetime
+    certified: bool
+    """Whether a certificate belongs to it."""
+    in_use: bool
+
+
+class Policies:
+    """Memory of policies. Every method is one transaction; raises as `Store` does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def versions(self, run_id: int) -> list[Version]:
+        """All versions that were made for a run or that it uses, by tier and age."""
+        with transaction(self._engine, writes=False) as connection:
+            return [Version(*row) for row in connection.execute(_VERSIONS, {"run_id": run_id})]
+
+    def certify(
+        self,
+        run_id: int,
+        changes: Mapping[int, Change],
+        *,
+        follows: str,
+        certificate: Mapping[str, Any],
+        author: str,
+        reason: str,
+    ) -> list[int]:
+        """Set certified thresholds, nothing else, at several tiers together; return the versions.
+
+        Args:
+            run_id: the run.
+            changes: by position.
+            follows: whose labels go before the score; `people`, or the tier as reviewer.
+            certificate: what is promised.
+            author: who had it made.
+            reason: why.
+        """
+        said = {
+            "follows": follows,
+            "certificate": json.dumps(certificate, sort_keys=True, ensure_ascii=False),
+            "author": author,
+            "reason": reason,
+        }
+        with transaction(self._engine, writes=True) as connection:
+            return [
+                _add(connection, run_id, position, {**change._asdict(), **said})
+                for position, change in sorted(changes.items())
+            ]
+
+    def move(self, run_id: int, position: int, change: Change, *, author: str, reason: str) -> int:
+        """Set other thresholds at one tier by hand; the rest of its policy stays."""
+        with transaction(self._engine, writes=True) as connection:
+            values = {**_current(connection, run_id, position), **change._asdict()}
+            return _add(
+                connection, run_id, position, {**values, "author": author, "reason": reason}
+            )
+
+    def use(self, run_id: int, policy_id: int) -> int:
+        """Go back to a version of this run; return its tier's position."""
+        for version in self.versions(run_id):
+            if version.id == policy_id:
+                with transaction(self._engine, writes=True) as connection:
+                    _set(connection, run_id, version.position, policy_id)
+                return version.position
+        known = ", ".join(str(version.id) for version in self.versions(run_id))
+        raise StoreError(f"the run has no policy {policy_id}; write one of: {known}")
+
+    def certificate(self, run_id: int) -> dict[str, Any] | None:
+        """The newest certificate of a run; None where nothing was calibrated."""
+        with transaction(self._engine, writes=False) as connection:
+            found = connection.scalar(_CERTIFICATE, {"run_id": run_id})
+            return None if found is None else dict(json.loads(found))
+
+    def inherit(self, run_id: int) -> bool:
+        """Take over the thresholds of the newest calibrated run of the same definition, if any."""
+        with transaction(self._engine, writes=True) as connection:
+            other = connection.scalar(_CALIBRATED, {"run_id": run_id})
+            if other is None:
+                return False
+            query = select(RunTierRow.position, RunTierRow.policy_id)
+            for position, policy_id in connection.execute(query.where(RunTierRow.run_id == other)):
+                if policy_id is not None:
+                    _set(connection, run_id, position, policy_id)
+            return True
+
+
+def _current(connection: Connection, run_id: int, position: int) -> dict[str, Any]:
+    columns = [getattr(PolicyRow, name) for name in _KEPT]
+    row = connection.execute(
+        select(*columns)
+        .join(RunTierRow, RunTierRow.policy_id == PolicyRow.id)
+        .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
+    ).mappings()
+    return dict(row.one())
+
+
+def _add(connection: Connection, run_id: int, position: int, values: dict[str, Any]) -> int:
+    words = {name: storable(values[name]) for name in ("author", "reason")}
+    policy_id = connection.scalar(
+        insert(PolicyRow)
+        .values(**{**values, **words}, run_id=run_id, position=position, created_at=runs.now())
+        .returning(PolicyRow.id)
+    )
+    if policy_id is None:
+        raise StoreError("the database gave the new policy no id; run again")
+    _set(connection, run_id, position, policy_id)
+    return int(policy_id)
+
+
+def _set(connection: Connection, run_id: int, position: int, policy_id: int) -> None:
+    connection.execute(
+        update(RunTierRow)
+        .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
+        .values(policy_id=policy_id)
+    )

@@ -1,0 +1,152 @@
+"""What other thresholds would do, from stored scores: the run's own sentences on copies of it.
+
+Temporary tables named `verdict`, `run_tier` and `policy` hide the real ones from this connection
+until its transaction is rolled back, so that `db.decide` works on them as on the real ones.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, text
+
+from db import decide, verdicts
+from db.connect import transaction
+from db.policies import Change
+from tiers.types import Outcome
+
+_STEPS = text("""
+    SELECT position, outcome, COUNT(*) FROM verdict WHERE run_id = :run_id
+    GROUP BY position, outcome
+""")
+_FLIPS = """
+    SELECT candidate.key, before.outcome, run_tier.name, verdict.outcome, now.name
+    FROM verdict
+    JOIN {real}.verdict AS before
+      ON before.run_id = :run_id AND before.candidate_id = verdict.candidate_id
+    JOIN candidate ON candidate.id = verdict.candidate_id
+    JOIN run_tier ON run_tier.position = before.position
+    JOIN run_tier AS now ON now.position = verdict.position
+    WHERE COALESCE(before.outcome, 'pending') <> COALESCE(verdict.outcome, 'pending')
+    ORDER BY candidate.key
+"""
+
+
+class Step(NamedTuple):
+    """What becomes of those who reach a tier."""
+
+    tier: str
+    reached: int
+    promoted: int
+    accepted: int
+    rejected: int
+    review: int
+    failed: int
+    pending: int
+    """Of them, to be judged here first."""
+
+
+class Flip(NamedTuple):
+    """A candidate whose verdict would be another one."""
+
+    key: str
+    was: str
+    at: str
+    """The tier that decided."""
+    would_be: str
+    by: str
+
+
+class Consequences(NamedTuple):
+    """A run as it is, and as it would be."""
+
+    before: list[Step]
+    after: list[Step]
+    flips: list[Flip]
+
+
+def what_if(engine: Engine, run_id: int, changes: Mapping[int, Change]) -> Consequences:
+    """The run under other thresholds, by position; nothing is changed and nobody is asked."""
+    with transaction(engine, writes=False) as connection:
+        names = _tiers(connection, run_id)
+        before = _steps(connection, run_id, names)
+        real = _hide(connection, run_id)
+        for position, change in changes.items():
+            connection.execute(
+                text(f"""
+                    UPDATE policy SET {", ".join(f"{name} = :{name}" for name in change._fields)}
+                    WHERE id = (SELECT policy_id FROM run_tier WHERE position = :position)
+                """),  # noqa: S608 - names of ours
+                {**change._asdict(), "position": position},
+            )
+        first = min(changes)
+        verdicts.undecide(connection, run_id, first)
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("ANALYZE verdict"))
+        for position in range(first, len(names)):
+            if decide.has_judge(connection, run_id, position):
+                decide.apply(connection, run_id, position)
+        after = _steps(connection, run_id, names)
+        rows = connection.execute(text(_FLIPS.format(real=real)), {"run_id": run_id})
+        flips = [
+            Flip(key, _verdict(was), at, _verdict(would_be), by)
+            for key, was, at, would_be, by in rows
+        ]
+        _roll_back(connection)
+    return Consequences(before, after, flips)
+
+
+def _hide(connection: Connection, run_id: int) -> str:
+    """Put copies before the tables that are going to change; return the real ones' schema."""
+    sqlite = connection.dialect.name == "sqlite"
+    real = "main" if sqlite else str(connection.scalar(text("SELECT current_schema()")))
+    for table, part in (
+        ("policy", f"id IN (SELECT policy_id FROM run_tier WHERE run_id = {run_id:d})"),  # noqa: S608
+        ("run_tier", f"run_id = {run_id:d}"),
+        ("verdict", f"run_id = {run_id:d}"),
+    ):
+        connection.exec_driver_sql(
+            f"CREATE TEMPORARY TABLE {table} AS "  # noqa: S608 - names of ours and a number
+            f"SELECT * FROM {real}.{table} WHERE {part}"
+        )
+    return real
+
+
+def _roll_back(connection: Connection) -> None:
+    """The copies go: on a connection that is used again they would hide the tables for good."""
+    current = connection.get_transaction()
+    if current is not None:
+        current.rollback()
+
+
+def _tiers(connection: Connection, run_id: int) -> list[str]:
+    query = text("SELECT name FROM run_tier WHERE run_id = :run_id ORDER BY position")
+    return list(connection.scalars(query, {"run_id": run_id}))
+
+
+def _steps(connection: Connection, run_id: int, names: list[str]) -> list[Step]:
+    counts: Counter[tuple[int, str]] = Counter()
+    for position, outcome, count in connection.execute(_STEPS, {"run_id": run_id}):
+        counts[position, _verdict(outcome)] += count
+    return [
+        Step(
+            name,
+            _sum(counts, range(position, len(names))),
+            _sum(counts, range(position + 1, len(names))),
+            *(
+                counts[position, verdict]
+                for verdict in ("accepted", "rejected", "review", "failed", "pending")
+            ),
+        )
+        for position, name in enumerate(names)
+    ]
+
+
+def _sum(counts: Counter[tuple[int, str]], positions: Iterable[int]) -> int:
+    wanted = set(positions)
+    return sum(count for (position, _), count in counts.items() if position in wanted)
+
+
+def _verdict(outcome: Any) -> str:
+    words = {Outcome.ACCEPT: "accepted", Outcome.REJECT: "rejected", None: "pending"}
+    return words.get(outcome, str(outcome))
