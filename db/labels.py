@@ -28,11 +28,24 @@ _ADVANCE = text("""
 """)
 _SEND_ON = text("""
     UPDATE verdict SET position = :position
-    WHERE run_id = :run_id AND position = :position - 1 AND outcome IS NULL
+    WHERE run_id = :run_id AND position < :position AND outcome IS NULL
       AND candidate_id IN (
         SELECT candidate.id FROM staged_text_id
         JOIN candidate ON candidate.text_id = staged_text_id.text_id
       )
+""")
+
+
+_UNASKED = text("""
+    SELECT COUNT(*)
+    FROM verdict
+    JOIN candidate ON candidate.id = verdict.candidate_id
+    LEFT JOIN judgement
+      ON judgement.judge_id = :judge_id AND judgement.text_id = candidate.text_id
+    WHERE verdict.run_id = :run_id
+      AND verdict.position = :position
+      AND verdict.outcome IS NULL
+      AND judgement.text_id IS NULL
 """)
 
 
@@ -176,6 +189,12 @@ class Labels:
             connection.execute(
                 _ADVANCE, {"run_id": run_id, "position": position, "judge_id": judge_id}
             )
+
+    def unasked(self, run_id: int, position: int, judge_id: int) -> int:
+        """How many candidates wait at a tier without any answer, not even a failed one."""
+        parameters = {"run_id": run_id, "position": position, "judge_id": judge_id}
+        with transaction(self._engine, writes=False) as connection:
+            return int(connection.scalar(_UNASKED, parameters) or 0)
 
     def send_on(self, run_id: int, position: int, text_ids: Iterable[int]) -> None:
         """Let these texts alone pass to the tier at `position`, to be judged there."""

@@ -1,7 +1,7 @@
 """Policies as versions: who changed a tier's thresholds, when, why, and what that promises."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -143,15 +143,20 @@ class Policies:
             return None if found is None else dict(json.loads(found))
 
     def inherit(self, run_id: int) -> bool:
-        """Take over the thresholds of the newest calibrated run of the same definition, if any."""
+        """Take over the thresholds of the newest calibrated run of this definition and its judges.
+
+        Returns:
+            Whether there is one, and the judges are the same.
+        """
         with transaction(self._engine, writes=True) as connection:
             other = connection.scalar(_CALIBRATED, {"run_id": run_id})
             if other is None:
                 return False
-            query = select(RunTierRow.position, RunTierRow.policy_id)
-            for position, policy_id in connection.execute(query.where(RunTierRow.run_id == other)):
-                if policy_id is not None:
-                    _set(connection, run_id, position, policy_id)
+            theirs, ours = _tiers(connection, other), _tiers(connection, run_id)
+            if [tier.judge_id for tier in theirs] != [tier.judge_id for tier in ours]:
+                return False
+            for tier in theirs:
+                _set(connection, run_id, tier.position, tier.policy_id)
             return True
 
 
@@ -163,6 +168,13 @@ def _current(connection: Connection, run_id: int, position: int) -> dict[str, An
         .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
     ).mappings()
     return dict(row.one())
+
+
+def _tiers(connection: Connection, run_id: int) -> Sequence[Any]:
+    query = select(RunTierRow.position, RunTierRow.policy_id, RunTierRow.judge_id)
+    return connection.execute(
+        query.where(RunTierRow.run_id == run_id).order_by(RunTierRow.position)
+    ).all()
 
 
 def _add(connection: Connection, run_id: int, position: int, values: dict[str, Any]) -> int:
@@ -178,7 +190,7 @@ def _add(connection: Connection, run_id: int, position: int, values: dict[str, A
     return int(policy_id)
 
 
-def _set(connection: Connection, run_id: int, position: int, policy_id: int) -> None:
+def _set(connection: Connection, run_id: int, position: int, policy_id: int | None) -> None:
     connection.execute(
         update(RunTierRow)
         .where(RunTierRow.run_id == run_id, RunTierRow.position == position)

@@ -227,6 +227,12 @@ class Store:
         with self._writing() as connection:
             return runs.set_judge(connection, run_id, position, description)
 
+    def judges(self, run_id: int) -> list[int | None]:
+        """Who judges at each tier; None where nobody was asked yet."""
+        query = select(RunTierRow.judge_id).where(RunTierRow.run_id == run_id)
+        with self._reading() as connection:
+            return list(connection.scalars(query.order_by(RunTierRow.position)))
+
     def set_tier_state(
         self,
         run_id: int,

@@ -24,10 +24,10 @@ def publish(store: Store, run: Run) -> None:
         return
     finished = summary(store, run)
     create_table_artifact(
-        finished["tiers"], key=_slug(f"{run.screen}-funnel"), description=f"Funnel of {run.key}"
+        finished["tiers"], key=slug(f"{run.screen}-funnel"), description=f"Funnel of {run.key}"
     )
     create_markdown_artifact(
-        markdown(finished), key=_slug(f"{run.screen}-report"), description=f"Report of {run.key}"
+        markdown(finished), key=slug(f"{run.screen}-report"), description=f"Report of {run.key}"
     )
 
 
@@ -39,7 +39,7 @@ class ProgressArtifact:
         self._id: UUID | None = None
         if FlowRunContext.get() is not None:
             made = create_progress_artifact(
-                0.0, key=_slug(f"{run.screen}-{tier}"), description=f"{tier} of {run.key}"
+                0.0, key=slug(f"{run.screen}-{tier}"), description=f"{tier} of {run.key}"
             )
             self._id = made if isinstance(made, UUID) else None
 
@@ -51,5 +51,6 @@ class ProgressArtifact:
         update_progress_artifact(self._id, min(100.0, 100 * done / max(total, 1)))
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name as the key of an artifact may be."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

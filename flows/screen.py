@@ -18,6 +18,7 @@ from prefect.context import FlowRunContext
 from db.engine import check_ready, open_engine
 from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan
 from flows.budget import Budgets, check_prices
+from flows.calibration import require_calibration
 from flows.ingest import ingest, source_files
 from flows.judging import TierWork, tell
 from flows.overlap import Cascade
@@ -73,10 +74,11 @@ def screen(
             judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
             if (context := FlowRunContext.get()) and context.flow_run:
                 store.set_flow_run(run.id, str(context.flow_run.id))
+            require_calibration(store, run, definition)
             if read:
-                _read(definition, store, run, limit, shown)
+                read_candidates(definition, store, run, limit, shown)
             for _ in range(ROUNDS):
-                works = _works(definition, store, run, judges)
+                works = tier_works(definition, store, run, judges)
                 if not Cascade(definition, works, shown).run():
                     break
             publish(store, run)
@@ -85,14 +87,17 @@ def screen(
         engine.dispose()
 
 
-def _read(definition: Screen, store: Store, run: Run, limit: int | None, shown: Display) -> None:
+def read_candidates(
+    definition: Screen, store: Store, run: Run, limit: int | None, shown: Display
+) -> None:
+    """Read the input, and say what came of it."""
     step = shown.start("reading", None)
     found = ingest(store, run.id, definition.candidates, limit=limit)
     step.advance(found.added)
     tell(f"read: {found.added:,} new, {found.duplicate:,} repeated, {found.bad:,} bad", shown)
 
 
-def _works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:
+def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:
     """The tiers with their prices and budgets as they stand now."""
     prices = [price_of(tier) for tier in definition.tiers]
     price_ids = [store.set_price(run.id, i, price) for i, price in enumerate(prices)]

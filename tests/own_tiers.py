@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tiers.types import Candidate, Judgement
 
@@ -76,3 +76,25 @@ class Deaf(Steady):
 class Unopenable:
     def __init__(self, rubric: str) -> None:
         raise OSError("the device is on fire")
+
+
+class Knowing(Steady):
+    """Scores a text that ends in `yes` higher than others, the more surely the smaller `noise`."""
+
+    def __init__(self, rubric: str, noise: float, salt: str = "", paid: str | None = None) -> None:
+        super().__init__(rubric, paid=paid, salt=salt)
+        self._noise = noise
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
+        for judgement, candidate in _beside(super().judge, candidates):
+            share = self._noise * (judgement.score or 0.0)
+            sure = 1 - self._noise if candidate.text.endswith("yes") else 0.0
+            yield judgement._replace(score=sure + share)
+
+
+def _beside(
+    judge: Callable[[Iterable[Candidate]], Iterator[Judgement]], candidates: Iterable[Candidate]
+) -> Iterator[tuple[Judgement, Candidate]]:
+    for candidate in candidates:
+        for judgement in judge([candidate]):
+            yield judgement, candidate

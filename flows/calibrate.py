@@ -1,0 +1,229 @@
+"""The flow that earns a promise: plan, score, label, certify.
+
+It may be killed at any time: what comes next follows from the stored scores and labels and from
+the seed of the draw.
+"""
+
+import getpass
+import math
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.context import FlowRunContext
+
+from db.engine import check_ready, open_engine
+from db.store import Change, Run, Store
+from flows.batch import BatchRun
+from flows.budget import check_prices
+from flows.calibration import Calibration, NotYet, guarantee_of
+from flows.certificate import certificate_of, markdown
+from flows.judging import TierRun, TierWork, tell
+from flows.progress import Display, display
+from flows.report import publish, slug
+from flows.screen import open_run, read_candidates, tier_works, working
+from flows.settings import Settings, load_keys
+from tiers.base import identity, job_of
+from tiers.calibration import Result, Status
+from tiers.config import Screen
+from tiers.sections import OpenAIBatchTier, RemoteTier
+
+
+@flow(
+    name="calibrate",
+    flow_run_name="{definition.screen} {key}",
+    persist_result=False,
+    validate_parameters=True,
+)
+def calibrate(
+    definition: Screen,
+    key: str | None = None,
+    limit: int | None = None,
+    read: bool = True,
+    anyway: bool = False,
+    author: str | None = None,
+) -> dict[str, Any]:
+    """Set the thresholds of a run so that its screen's guarantee holds, and certify them.
+
+    Args:
+        definition: the screen, with a guarantee.
+        key: names the run; by default the newest unfinished run of this definition, or a new one.
+        limit: read only so many candidates.
+        read: read the input; without it, the run goes on with the candidates that it has.
+        anyway: go on where the plan says that the labels will not do.
+        author: who has it made; by default the user of this process.
+
+    Returns:
+        `run`, `status` (certified, infeasible_budget or waiting) and `message`; once the labels
+        are complete, the certificate.
+
+    Raises:
+        StoreError: the screen promises nothing.
+        TierError: a tier could not go on; what was judged is kept.
+    """
+    guarantee_of(definition)
+    url = Settings().database()
+    check_ready(url)
+    load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
+    check_prices(definition)
+    identities = [identity(job_of(definition, i)) for i in range(len(definition.tiers))]
+    engine = open_engine(url)
+    try:
+        store = Store(engine)
+        run = open_run(store, definition, key)
+        with working(store, run), display() as shown:
+            tell(f"calibrating run {run.key} of screen {run.screen}", shown)
+            judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
+            if read:
+                read_candidates(definition, store, run, limit, shown)
+            try:
+                _plan(Calibration(store, run, definition), shown, anyway=anyway)
+                works = tier_works(definition, store, run, judges)
+                _score(works, shown)
+                calibration = Calibration(store, run, definition)
+                _label(calibration, works[-1], shown)
+            except (NotYet, _Refused) as stop:
+                tell(str(stop), shown)
+                status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
+                return {"run": run.key, "status": str(status), "message": str(stop)}
+            return _certify(calibration, author or getpass.getuser(), shown)
+    finally:
+        engine.dispose()
+
+
+class _Refused(Exception):
+    """The plan says that the labels will not do."""
+
+
+def _plan(calibration: Calibration, shown: Display, *, anyway: bool) -> None:
+    """Say what the promise needs before anything is spent.
+
+    Raises:
+        _Refused: more labels than may be used.
+    """
+    plan = calibration.plan()
+    tell(f"plan: {plan.message}", shown)
+    if plan.feasible is False and not anyway:
+        raise _Refused(
+            f"{plan.message}. Nothing was spent; raise labels, lower {calibration.section.kind}, "
+            "or go on all the same with --anyway"
+        )
+
+
+def _score(works: list[TierWork], shown: Display) -> None:
+    """Have every tier but the last judge all candidates, and decide nothing.
+
+    Raises:
+        NotYet: a tier has not judged all: thresholds of several tiers hold together only.
+    """
+    store, run_id = works[0].store, works[0].run.id
+    store.undecide(run_id)
+    for work in works[:-1]:
+        _judge(work, shown)
+        if waiting := store.labels.unasked(run_id, work.position, work.judge_id):
+            raise NotYet(
+                f"tier '{work.name}' has still to judge {waiting:,} candidates, and a calibration "
+                "needs its scores of all of them; raise its budget if it has one, and "
+                "calibrate again"
+            )
+        if work.position < len(works) - 2:
+            store.labels.advance(run_id, work.position, work.judge_id)
+
+
+def _label(calibration: Calibration, last: TierWork, shown: Display) -> None:
+    """Have the last tier judge what the draw asks for, or wait for people.
+
+    Raises:
+        NotYet: people are asked, or the last tier has not answered.
+    """
+    top = TierRun(last, shown)
+    try:
+        while texts := calibration.missing():
+            if calibration.section.by_people:
+                raise NotYet(_ask_people(calibration, len(texts)))
+            calibration.store.labels.send_on(last.run.id, last.position, texts)
+            if isinstance(last.job.config, OpenAIBatchTier):
+                BatchRun(last, shown).run()
+            else:
+                top.judge_waiting()
+            judged = calibration.store.labels.judged(last.judge_id, texts)
+            if left := len(texts) - len(judged):
+                why = last.gate.closed if last.gate is not None else None
+                raise NotYet(
+                    f"tier '{last.name}' has still to answer {left:,} labels"
+                    f"{f': {why}' if why else ''}; calibrate again when it has or can"
+                )
+            calibration.tell_scores(judged)
+        if not calibration.section.by_people:
+            top.finish()
+    finally:
+        top.close()
+
+
+def _judge(work: TierWork, shown: Display) -> None:
+    if isinstance(work.job.config, OpenAIBatchTier):
+        BatchRun(work, shown).run()
+        return
+    tier = TierRun(work, shown)
+    try:
+        tier.judge_waiting()
+        tier.finish()
+    finally:
+        tier.close()
+
+
+def _ask_people(calibration: Calibration, count: int) -> str:
+    key = calibration.run.key
+    tied = calibration.disputed()
+    return (
+        f"{count:,} labels are wanted from people next: 'tamis label {key}' asks for them one by "
+        f"one, 'tamis label export {key} --output labels.csv' writes a sheet to hand out; then "
+        "calibrate again"
+        + (f". People disagree about {tied:,} candidates: 'tamis label agreement'" * bool(tied))
+    )
+
+
+def _certify(calibration: Calibration, author: str, shown: Display) -> dict[str, Any]:
+    """Put certified thresholds into force, or say why there are none."""
+    store, run, result = calibration.store, calibration.run, calibration.result()
+    certificate = certificate_of(calibration, result, author)
+    tell(certificate["message"], shown)
+    if result.status is Status.CERTIFIED:
+        store.policies.certify(
+            run.id,
+            _changes(calibration, result),
+            follows=calibration.reviewer,
+            certificate=certificate,
+            author=author,
+            reason=certificate["message"],
+        )
+        store.redecide(run.id)
+        publish(store, run)
+    else:
+        store.undecide(run.id)
+    _publish(run, certificate)
+    return certificate
+
+
+def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:
+    """Every tier's thresholds. Nobody whom people might want is rejected by the last tier."""
+    changes = {
+        position: Change(one.reject_below, one.accept_above)
+        for position, one in enumerate(result.thresholds)
+    }
+    last = calibration.definition.policy(calibration.below)
+    low, high = last.reject_below, last.accept_above
+    if calibration.section.by_people:
+        if high is None and low is not None:
+            high = max(math.nextafter(low, 0.0), 0.0)
+        low = 0.0
+    return {**changes, calibration.below: Change(low, high)}
+
+
+def _publish(run: Run, certificate: dict[str, Any]) -> None:
+    if FlowRunContext.get() is not None:
+        create_markdown_artifact(
+            markdown(certificate),
+            key=slug(f"{run.screen}-certificate"),
+            description=f"Certificate of {run.key}",
+        )

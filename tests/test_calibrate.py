@@ -1,0 +1,232 @@
+"""A screen is calibrated, runs, keeps its promise, and is not paid for twice: whole flows."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.engine import open_engine
+from db.store import Label, LabelSource, Run, Store, rubric_digest
+from flows import judging
+from flows.calibrate import calibrate
+from flows.calibration import Calibration, disputes, truth
+from flows.certificate import differences, markdown
+from flows.screen import screen
+from flows.settings import Settings
+from tiers.base import open_backend
+from tiers.config import Screen, load_screen
+from tiers.types import TierError
+
+HERE = Path(__file__).parent
+COUNT = 600
+PROMISE = "{recall: 0.9, confidence: 0.9, against: large, labels: 300, seed: 3}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for a screen that is run in this process, without Prefect, on either database.
+
+    The tiers' processes and Prefect's tasks are left to tests/test_guarantee_commands.py.
+    """
+    monkeypatch.setenv("TAMIS_DATABASE_URL", database_url)
+    monkeypatch.setattr(judging, "open_tier", open_backend)
+    monkeypatch.setattr(judging, "judge_block", judging.judge_block.fn)
+    return tmp_path
+
+
+def write(folder: Path, promise: str = PROMISE, every: int = 5, last: str = "") -> Screen:
+    """Three tiers of growing knowledge over candidates of which every fifth is positive."""
+    with (folder / "in.jsonl").open("w") as file:
+        for i in range(COUNT):
+            said = "yes" if i % every == 0 else "no"
+            file.write(json.dumps({"id": f"k{i:04}", "text": f"text number {i}: {said}"}) + "\n")
+    lines = [
+        "screen: try",
+        "candidates: {from: in.jsonl, key: id, text: '{{ text }}'}",
+        "rubric: any",
+        f"guarantee: {promise}",
+        "tiers:",
+    ]
+    for name, noise in (("small", 0.7), ("medium", 0.6), ("large", 0.2)):
+        options = f'{{noise: {noise}, salt: {name}, paid: "{folder}/{name}"}}'
+        lines.append(
+            f"  - {{name: {name}, backend: python, path: 'own_tiers:Knowing', folder: {HERE}, "
+            f"options: {options}{last if name == 'large' else ''}}}"
+        )
+    (folder / "screen.yaml").write_text("\n".join(lines) + "\n")
+    return load_screen(folder / "screen.yaml")
+
+
+def paid(folder: Path, tier: str) -> int:
+    path = folder / tier
+    return path.stat().st_size if path.exists() else 0
+
+
+@contextmanager
+def stored() -> Iterator[tuple[Store, Run]]:
+    engine = open_engine(Settings().database())
+    store = Store(engine)
+    try:
+        yield store, store.find_run()
+    finally:
+        engine.dispose()
+
+
+def positives() -> set[str]:
+    return {f"k{i:04}" for i in range(0, COUNT, 5)}
+
+
+def test_a_calibrated_run_keeps_its_promise_and_pays_once(folder: Path) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition)
+    assert made["status"] == "certified", made["message"]
+    assert made["certified_bound"] >= 0.9
+    assert (paid(folder, "small"), paid(folder, "medium")) == (COUNT, COUNT)
+    labelled = paid(folder, "large")
+    assert labelled == made["labels_used"] <= 300
+
+    again = calibrate.fn(definition)
+    assert again["thresholds"] == made["thresholds"]
+    assert again["labels_digest"] == made["labels_digest"]
+    assert paid(folder, "large") == labelled
+
+    key = screen.fn(definition)
+    assert key == made["run"]
+    assert (paid(folder, "small"), paid(folder, "medium")) == (COUNT, COUNT)
+    with stored() as (store, run):
+        rows = list(store.results(run.id))
+        accepted = {row["key"] for row in rows if row["verdict"] == "accepted"}
+        assert {row["verdict"] for row in rows} == {"accepted", "rejected"}
+        assert len(accepted & positives()) >= 0.9 * len(positives())
+        assert not accepted - positives()
+        reached = store.funnel(run.id)[-1].reached
+        assert paid(folder, "large") == reached < COUNT
+        # Who has a label is judged by it, whatever the cheaper tiers said.
+        calibration = Calibration(store, run, definition)
+        told = calibration.labels()
+        texts = dict(zip(calibration.keys, calibration.text_ids.tolist(), strict=True))
+        assert all(key in accepted for key in texts if told.get(texts[key]))
+        certificate = store.policies.certificate(run.id)
+        assert certificate is not None
+        assert differences(calibration, certificate) == []
+        assert "| small |" in markdown(certificate)
+        # A changed label shows.
+        some = next(text_id for text_id in told if told[text_id])
+        arguments = (calibration.rubric, LabelSource.TIER, calibration.reviewer)
+        store.labels.tell(*arguments, {some: False}, replace=True)
+        assert any("labels_digest" in one for one in differences(calibration, certificate)) or any(
+            "labels that the draw" in one
+            for one in differences(Calibration(store, run, definition), certificate)
+        )
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_killed_calibration_ends_as_one_that_was_not(folder, monkeypatch, after) -> None:
+    definition = write(folder)
+    asked = 0
+    tell_scores = Calibration.tell_scores
+
+    def dying(self: Calibration, scores: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == after:
+            raise Killed
+        tell_scores(self, scores)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Calibration, "tell_scores", dying)
+        with pytest.raises(Killed):
+            calibrate.fn(definition)
+    made = calibrate.fn(definition)
+    assert paid(folder, "large") == made["labels_used"]
+    assert paid(folder, "small") == COUNT
+    other = folder / "other"
+    other.mkdir()
+    whole = calibrate.fn(write(other), key="whole")
+    for name in ("thresholds", "labels_digest", "certified_bound", "labels_used", "status"):
+        assert made[name] == whole[name]
+
+
+def test_too_few_labels_are_refused_before_anything_is_spent(folder: Path) -> None:
+    few = PROMISE.replace("300", "40")
+    definition = write(folder, few.replace("seed", "prevalence: 0.2, seed"))
+    made = calibrate.fn(definition)
+    assert made["status"] == "infeasible_budget"
+    assert "labels needed at 20 % positives, budget 40: with 40 the best" in made["message"]
+    assert "Nothing was spent" in made["message"]
+    assert paid(folder, "small") == 0
+
+    made = calibrate.fn(definition, anyway=True)
+    assert made["status"] == "infeasible_budget"
+    assert "budget 40: with these labels the best certificate is recall >= 0." in made["message"]
+    assert paid(folder, "large") == 40
+    with stored() as (store, run):
+        assert store.policies.certificate(run.id) is None
+        assert store.account(run.id).pending == COUNT
+
+
+def test_a_promise_is_not_run_without_its_calibration(folder: Path) -> None:
+    definition = write(folder)
+    with pytest.raises(TierError, match=r"promises recall >= 0\.9, but run 'try-1' is not calib"):
+        screen.fn(definition)
+    assert paid(folder, "small") == 0
+
+
+def test_the_next_run_takes_the_thresholds_over(folder: Path) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition)
+    screen.fn(definition)
+    with (folder / "in.jsonl").open("a") as file:
+        file.write('{"id": "new", "text": "one more: yes"}\n')
+    key = screen.fn(definition)
+    assert key != made["run"]
+    assert paid(folder, "small") == COUNT + 1
+    with stored() as (store, run):
+        assert store.policies.certificate(run.id)["run"] == made["run"]
+
+
+def test_people_are_asked_until_they_have_said_enough(folder: Path) -> None:
+    by_people = PROMISE.replace("large", "people")
+    definition = write(folder, by_people, last=", policy: {accept_above: 0.99}")
+    for _ in range(60):
+        made = calibrate.fn(definition)
+        if made["status"] != "waiting":
+            break
+        assert "labels are wanted from people next: 'tamis label try-1'" in made["message"]
+        with stored() as (store, run):
+            calibration = Calibration(store, run, definition)
+            texts = store.labels.texts(calibration.missing())
+            answers = {text_id: body.endswith("yes") for text_id, body in texts.items()}
+            store.labels.tell(calibration.rubric, LabelSource.PERSON, "ada", answers)
+    assert made["status"] == "certified"
+    assert paid(folder, "large") == 0
+    screen.fn(definition)
+    with stored() as (store, run):
+        kept = {r["key"] for r in store.results(run.id) if r["verdict"] in ("accepted", "review")}
+        by_last = [r for r in store.results(run.id, "rejected") if r["tier"] == "large"]
+        labels = store.labels.all(rubric_digest("any"), LabelSource.PERSON)
+    assert len(kept & positives()) >= 0.9 * len(positives())
+    # The last tier rejects whom people have rejected, and nobody else.
+    no = {label.text_id for label in labels if not label.answer}
+    assert 0 < len(by_last) <= len(no)
+
+
+def test_the_majority_tells_the_truth() -> None:
+    def label(text_id: int, reviewer: str, answer: bool | None) -> Label:
+        return Label(text_id, reviewer, answer, None)  # type: ignore[arg-type]
+
+    labels = [
+        *(label(1, name, answer) for name, answer in zip("abc", (True, True, False), strict=True)),
+        *(label(2, name, answer) for name, answer in zip("ab", (True, False), strict=True)),
+        label(3, "a", None),
+        *(label(4, name, answer) for name, answer in zip("ab", (None, False), strict=True)),
+    ]
+    assert truth(labels) == {1: True, 3: None, 4: False}
+    assert disputes(labels) == [2]
