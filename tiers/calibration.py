@@ -246,7 +246,7 @@ class Plan:
                 f"{self.kind.value} >= {self.target:g} needs {self.positives_needed:,} positives "
                 "in the sample; how many labels that takes depends on the share of positives"
             )
-        at = "" if self.prevalence is None else f" at {100 * self.prevalence:g} % positives"
+        at = "" if self.prevalence is None else f" at {100 * self.prevalence:.3g} % positives"
         text = f"{self.labels_needed:,} labels needed{at}"
         if self.budget is None:
             return text
