@@ -156,6 +156,16 @@ def count_tiers(connection: Connection, run_id: int) -> int:
     return connection.scalar(query.select_from(RunTierRow)) or 0
 
 
+def tier_reasons(connection: Connection, run_id: int) -> list[str]:
+    """Why tiers of the run stopped, in the order of the tiers."""
+    query = (
+        select(RunTierRow.reason)
+        .where(RunTierRow.run_id == run_id, RunTierRow.state == TierState.STOPPED)
+        .order_by(RunTierRow.position)
+    )
+    return [reason for reason in connection.scalars(query) if reason]
+
+
 def reopen(connection: Connection, run_id: int, config: dict[str, Any]) -> None:
     """The run runs again; a grown input may give even one that was done something to do.
 

@@ -269,13 +269,8 @@ class Store:
 
     def tier_reasons(self, run_id: int) -> list[str]:
         """Why tiers of the run stopped, in the order of the tiers."""
-        query = (
-            select(RunTierRow.reason)
-            .where(RunTierRow.run_id == run_id, RunTierRow.state == TierState.STOPPED)
-            .order_by(RunTierRow.position)
-        )
         with self._reading() as connection:
-            return [reason for reason in connection.scalars(query) if reason]
+            return runs.tier_reasons(connection, run_id)
 
     # Costs
 

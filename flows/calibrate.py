@@ -176,8 +176,8 @@ def _ask_people(calibration: Calibration, count: int) -> str:
     key = calibration.run.key
     tied = calibration.disputed()
     return (
-        f"{count:,} labels are wanted from people next: 'tamis label {key}' asks for them one by "
-        f"one, 'tamis label export {key} --output labels.csv' writes a sheet to hand out; then "
+        f"{count:,} labels are wanted from people next: 'tamis label --run {key}' asks for them "
+        f"one by one, 'tamis label export {key} --output labels.csv' writes a sheet to hand out; then "
         "calibrate again"
         + (f". People disagree about {tied:,} candidates: 'tamis label agreement'" * bool(tied))
     )

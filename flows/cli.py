@@ -4,27 +4,35 @@ import csv
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from db.store import Batch, Explanation, JudgementDetail, RunStatus, Store, StoreError
+from db.store import Batch, Explanation, JudgementDetail, RunStatus, StoreError
+from flows.cli_guarantee import add_guarantee_commands
+from flows.console import (
+    DONE,
+    UNFINISHED,
+    USAGE,
+    AsJson,
+    Database,
+    File,
+    err,
+    fail,
+    open_store,
+    out,
+    print_rows,
+)
 from flows.server import ServerError, ensure_server, prefect_home
 from flows.settings import Settings
+from flows.writing import Format, format_of, write_results
 from tiers.config import Screen, ScreenError, load_screen
 from tiers.types import Outcome, TierError
-
-DONE, USAGE, UNFINISHED = 0, 2, 3
 
 app = typer.Typer(
     name="tamis",
@@ -38,37 +46,12 @@ database_app = typer.Typer(no_args_is_help=True, help="Create or inspect the dat
 app.add_typer(database_app, name="db")
 batch_app = typer.Typer(no_args_is_help=True, help="Batches of requests that are out.")
 app.add_typer(batch_app, name="batch")
+add_guarantee_commands(app)
 
-Database = Annotated[
-    str | None,
-    typer.Option(
-        "--database",
-        metavar="URL",
-        help="sqlite:///file.db or postgresql://...; default: TAMIS_DATABASE_URL, "
-        "else tamis-data/tamis.db.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The screen file.")]
 Verdict = Annotated[
     str | None,
     typer.Option(help="Only these: accepted, rejected, review, failed or pending."),
 ]
-
-# A table cut to the 80 columns of a pipe helps nobody.
-# Nothing is markup: a candidate's text may hold [brackets].
-out = Console(
-    highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160
-)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-
-class Format(StrEnum):
-    """How results are written."""
-
-    CSV = "csv"
-    JSONL = "jsonl"
-    PARQUET = "parquet"
 
 
 def main() -> None:
@@ -76,7 +59,7 @@ def main() -> None:
     try:
         app()
     except (ScreenError, ServerError, StoreError, TierError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command(epilog="Example: `tamis run screen.yaml --key monday`")
@@ -121,7 +104,7 @@ def init(
     target, data = folder / "screen.yaml", folder / "applicants.csv"
     for path in (target, data):
         if path.exists():
-            _fail(f"{path} exists already; give another folder")
+            fail(f"{path} exists already; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     package = Path(str(files("demo")))
     screen = (package / "screen.yaml").read_text("utf-8")
@@ -157,10 +140,10 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """List the runs, or show the funnel of one."""
-    store = _store(database)
+    store = open_store(database)
     if run_key is None:
         rows = [_status_row(status) for status in store.runs(50)]
-        _print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
+        print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
         return
     from flows.summary import show, summary
 
@@ -183,11 +166,11 @@ def results(
     ] = None,
 ) -> None:
     """Write a line a candidate: key, verdict, tier, score, then each tier's score and reading."""
-    store = _store(database)
+    store = open_store(database)
     rows = store.results(store.find_run(run_key).id, verdict=verdict)
     if output is not None and not output.parent.is_dir():
-        _fail(f"the folder {output.parent} does not exist; make it, or give another --output")
-    chosen = format_ or (Format.JSONL if as_json else _format_of(output))
+        fail(f"the folder {output.parent} does not exist; make it, or give another --output")
+    chosen = format_ or (Format.JSONL if as_json else format_of(output))
     write_results(rows, output, chosen)
 
 
@@ -199,7 +182,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show one candidate at every tier: text, score, reading, outcome and why."""
-    store = _store(database)
+    store = open_store(database)
     found = store.explain(store.find_run(run_key).id, key)
     if as_json:
         print(json.dumps(_plain(found), default=str, ensure_ascii=False))
@@ -216,7 +199,7 @@ def sql(
     """Ask the database; the connection can only read. Views: result, funnel, judgement_detail."""
     from db.query import ask
 
-    _print_rows(ask(Settings().database(database), query), as_json, empty="no rows")
+    print_rows(ask(Settings().database(database), query), as_json, empty="no rows")
 
 
 @app.command(epilog="Example: `tamis ui`, then open the address that it prints")
@@ -260,10 +243,10 @@ def list_batches(
     as_json: AsJson = False,
 ) -> None:
     """List all batches, as they stood when they were last looked at."""
-    store = _store(database)
+    store = open_store(database)
     run_id = None if run is None else store.find_run(run).id
     rows = [_batch_row(batch) for batch in store.batches.all(run_id)]
-    _print_rows(rows, as_json, empty="no batches")
+    print_rows(rows, as_json, empty="no batches")
 
 
 @batch_app.command(epilog="Example: `tamis batch poll --wait`")
@@ -277,11 +260,11 @@ def poll(
     settings = Settings()
     url = settings.database(database)
     os.environ["TAMIS_DATABASE_URL"] = url
-    store = _store(url)
+    store = open_store(url)
     if run is not None:
         store.find_run(run)
     if not store.batches.waiting_runs():
-        _print_rows([], as_json, empty="no run waits for a batch")
+        print_rows([], as_json, empty="no run waits for a batch")
         return
     ensure_server(settings)
     from flows.collect import collect
@@ -290,7 +273,7 @@ def poll(
     rows = [_batch_row(batch) for batch in store.batches.all(open_only=True)]
     if not as_json:
         out.print(f"went on: {', '.join(dict.fromkeys(went_on)) or 'none'}")
-    _print_rows(rows, as_json, empty="nothing is out any more")
+    print_rows(rows, as_json, empty="nothing is out any more")
     raise typer.Exit(UNFINISHED if rows else DONE)
 
 
@@ -305,10 +288,10 @@ def cancel_batch(
     """Have a batch stopped. What it has answered is kept, and collected by `tamis batch poll`."""
     from flows.collect import cancel
 
-    store = _store(database)
+    store = open_store(database)
     found = [batch for batch in store.batches.all(open_only=True) if batch.id == number]
     if not found:
-        _fail(f"no open batch {number}; see 'tamis batch list'")
+        fail(f"no open batch {number}; see 'tamis batch list'")
     batch = cancel(store, found[0], forget=forget)
     out.print(f"batch {number}: {batch.remote_state or batch.reason}")
 
@@ -342,7 +325,7 @@ def screen_once(
     chosen = _run_flow(definition, key, limit)
     from flows.summary import summary
 
-    store = _store(url)
+    store = open_store(url)
     return summary(store, store.find_run(chosen))
 
 
@@ -358,89 +341,6 @@ def _run_flow(definition: Screen, key: str | None, limit: int | None) -> str:
         err.print(f"\nstopped; what was judged is kept. Go on with the same command (run {chosen})")
         raise typer.Exit(130) from None
     return chosen
-
-
-def write_results(rows: Iterator[dict[str, Any]], output: Path | None, format_: Format) -> None:
-    """Stream results to a file or to stdout."""
-    if format_ is Format.PARQUET:
-        if output is None:
-            _fail("Parquet cannot be written to a terminal; give --output FILE.parquet")
-        _write_parquet(rows, output)
-        return
-    stream = sys.stdout if output is None else output.open("w", newline="", encoding="utf-8")
-    try:
-        if format_ is Format.JSONL:
-            stream.writelines(orjson.dumps(row).decode() + "\n" for row in rows)
-        else:
-            _write_csv(rows, stream)
-    finally:
-        if output is not None:
-            stream.close()
-
-
-def _write_csv(rows: Iterable[dict[str, Any]], stream: Any) -> None:
-    writer = csv.writer(stream, lineterminator="\n")
-    for number, row in enumerate(rows):
-        if number == 0:
-            writer.writerow(row)
-        writer.writerow(row.values())
-
-
-def _write_parquet(rows: Iterator[dict[str, Any]], output: Path) -> None:
-    import duckdb
-
-    with tempfile.NamedTemporaryFile("wb", suffix=".jsonl") as lines:
-        count = 0
-        for row in rows:
-            lines.write(orjson.dumps(row) + b"\n")
-            count += 1
-        lines.flush()
-        if not count:
-            _fail("no results to write")
-        types = {
-            name: "DOUBLE" if name == "score" or name.endswith("_score") else "VARCHAR"
-            for name in row
-        }
-        target = str(output).replace("'", "''")
-        duckdb.execute(
-            f"COPY (SELECT * FROM read_json(?, format='newline_delimited', columns={types!r})) "  # noqa: S608
-            f"TO '{target}' (FORMAT parquet)",
-            [lines.name],
-        )
-
-
-def _format_of(output: Path | None) -> Format:
-    suffix = output.suffix.lstrip(".").lower() if output else ""
-    return Format(suffix) if suffix in set(Format) else Format.CSV
-
-
-def _store(database: str | None) -> Store:
-    from db.engine import check_ready, open_engine
-
-    url = Settings().database(database)
-    check_ready(url)
-    return Store(open_engine(url))
-
-
-def _print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str) -> None:
-    if as_json:
-        print(json.dumps(rows, default=str, ensure_ascii=False))
-        return
-    if not rows:
-        out.print(empty)
-        return
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name, value in rows[0].items():
-        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    out.print(table)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 1 else f"{value:,.2f}"
-    return "" if value is None else str(value)
 
 
 def _status_row(status: RunStatus) -> dict[str, Any]:
@@ -496,11 +396,6 @@ def _next_steps(key: str) -> None:
 
 def _exit_code(finished: dict[str, Any]) -> int:
     return UNFINISHED if finished["failed"] or finished["pending"] else DONE
-
-
-def _fail(message: str) -> NoReturn:
-    err.print(message, style="red")
-    raise SystemExit(USAGE)
 
 
 if __name__ == "__main__":

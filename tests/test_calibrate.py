@@ -206,7 +206,7 @@ def test_people_are_asked_until_they_have_said_enough(folder: Path) -> None:
         made = calibrate.fn(definition)
         if made["status"] != "waiting":
             break
-        assert "labels are wanted from people next: 'tamis label try-1'" in made["message"]
+        assert "labels are wanted from people next: 'tamis label --run try-1'" in made["message"]
         with stored() as (store, run):
             calibration = Calibration(store, run, definition)
             texts = store.labels.texts(calibration.missing())

@@ -1,0 +1,336 @@
+"""The commands of promises: calibrate, certificate, label, what-if, decide."""
+
+import csv
+import getpass
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from db.store import Run, Store
+from flows.console import (
+    DONE,
+    UNFINISHED,
+    UNKEPT,
+    AsJson,
+    Database,
+    File,
+    err,
+    fail,
+    open_store,
+    out,
+    print_rows,
+)
+from flows.server import ensure_server
+from flows.settings import Settings
+from tiers.config import load_screen
+from tiers.types import TierError
+
+CODES = {"certified": DONE, "infeasible_budget": UNKEPT, "waiting": UNFINISHED}
+SHOWN = 20
+
+label_app = typer.Typer(help="Labels from people: one by one, or in sheets.")
+
+RunKey = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: newest.")]
+OfRun = Annotated[str | None, typer.Option("--run", help="A run's key; default: newest.")]
+Tier = Annotated[str | None, typer.Option(help="The tier's name.")]
+Threshold = Annotated[float | None, typer.Option(min=0, max=1)]
+
+
+def add_guarantee_commands(app: typer.Typer) -> None:
+    """Put these commands beside the others."""
+    app.command(epilog="Example: `tamis calibrate screen.yaml`")(calibrate)
+    app.command(epilog="Example: `tamis certificate monday --check`")(certificate)
+    app.command("what-if", epilog="Example: `tamis what-if monday --tier fast --reject-below 0.2`")(
+        what_if
+    )
+    app.command(
+        epilog="Example: `tamis decide monday --tier fast --reject-below 0.2 --because typo`"
+    )(decide)
+    app.add_typer(label_app, name="label")
+
+
+def calibrate(
+    file: File,
+    database: Database = None,
+    key: Annotated[str | None, typer.Option(help="Name of the run; the same key goes on.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on where the plan says that labels are too few.")
+    ] = False,
+    by: Annotated[str | None, typer.Option(help="Who has it made; default: this user.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set thresholds that keep the screen's guarantee. Run again to go on after a stop.
+
+    Exit code 0: certified. 3: labels or answers are awaited. 4: too few labels for the promise.
+    """
+    definition = load_screen(file)
+    settings = Settings()
+    os.environ["TAMIS_DATABASE_URL"] = settings.database(database)
+    ensure_server(settings)
+    from flows.calibrate import calibrate as flow
+    from flows.screen import prepare
+
+    chosen = prepare(definition, key)
+    try:
+        made = flow(definition, key=chosen, limit=limit, anyway=anyway, author=by)
+    except TierError as error:
+        err.print(str(error))
+        raise typer.Exit(UNFINISHED) from None
+    except KeyboardInterrupt:
+        err.print("\nstopped; what was judged and labelled is kept. Go on with the same command")
+        raise typer.Exit(130) from None
+    if as_json:
+        print(orjson.dumps(made).decode(), flush=True)
+    else:
+        out.print(f"run {made['run']}: {made['message']}")
+        if made["status"] == "certified":
+            out.print(f"see: tamis certificate {made['run']}; then: tamis run {file}")
+    raise typer.Exit(CODES[made["status"]])
+
+
+def certificate(
+    run_key: RunKey = None,
+    database: Database = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compute it anew from stored scores and labels.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a run's thresholds promise, and all that an auditor needs."""
+    from flows.calibration import Calibration
+    from flows.certificate import differences, markdown
+    from flows.labelling import definition_of
+    from flows.moving import certified_now
+
+    store, run = _found(database, run_key)
+    found = store.policies.certificate(run.id)
+    if found is None:
+        fail(f"run '{run.key}' is not calibrated; run tamis calibrate FILE")
+    made_for = store.find_run(found["run"])
+    wrong = (
+        differences(Calibration(store, made_for, definition_of(made_for)), found) if check else []
+    )
+    if as_json:
+        print(orjson.dumps({**found, "differences": wrong} if check else found).decode())
+    else:
+        out.print(markdown(found))
+        _tell_standing(store, run, found, certified_now(store, run))
+        for line in wrong:
+            err.print(line, style="red")
+        if check and not wrong:
+            out.print("\nchecked: stored scores and labels lead to this certificate")
+    raise typer.Exit(UNKEPT if wrong else DONE)
+
+
+def what_if(
+    run_key: RunKey = None,
+    tier: Tier = None,
+    reject_below: Threshold = None,
+    accept_above: Threshold = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what other thresholds would do, from stored scores. No model is asked."""
+    from flows.moving import change_of, consequences
+
+    store, run = _found(database, run_key)
+    if tier is None:
+        fail("name the tier; write --tier NAME")
+    found = consequences(store, run, *change_of(store, run, tier, reject_below, accept_above))
+    if as_json:
+        print(orjson.dumps(found).decode())
+    else:
+        _show_consequences(found)
+
+
+def decide(
+    run_key: Annotated[str, typer.Argument(metavar="RUN", help="A run's key.")],
+    because: Annotated[str, typer.Option(help="Why; kept with the new version.")],
+    tier: Tier = None,
+    reject_below: Threshold = None,
+    accept_above: Threshold = None,
+    policy: Annotated[int | None, typer.Option(help="Go back to this version.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who decides; default: this user.")] = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set other thresholds as a new version, and decide anew from stored scores.
+
+    Who has to be judged by a later tier now waits for the next `tamis run`.
+    """
+    from flows.moving import change_of
+    from flows.screen import working
+    from flows.summary import show, summary
+
+    store, run = _found(database, run_key)
+    if (tier is None) == (policy is None):
+        fail("write either --tier NAME with thresholds, or --policy ID")
+    with working(store, run):
+        if policy is not None:
+            position = store.policies.use(run.id, policy)
+        else:
+            position, change = change_of(store, run, str(tier), reject_below, accept_above)
+            author = by or getpass.getuser()
+            store.policies.move(run.id, position, change, author=author, reason=because)
+        store.redecide(run.id, position)
+    finished = summary(store, run)
+    if as_json:
+        print(orjson.dumps(finished).decode())
+    else:
+        show(finished, out)
+        if finished["pending"]:
+            out.print(f"{finished['pending']:,} wait for a model; go on with: tamis run FILE")
+
+
+@label_app.callback(invoke_without_command=True)
+def label(
+    context: typer.Context,
+    run_key: OfRun = None,
+    reviewer: Annotated[str | None, typer.Option(help="Your name; default: this user.")] = None,
+    database: Database = None,
+) -> None:
+    """Without a command: ask for the labels that a calibration wants, one at a time."""
+    if context.invoked_subcommand is not None:
+        return
+    from flows.labelling import ask_in_turn
+
+    store, run = _found(database, run_key)
+    name = reviewer or getpass.getuser()
+    told = ask_in_turn(store, run, name, _type_in, out.print)
+    out.print(f"{told:,} labels by {name}; go on with: tamis calibrate FILE")
+
+
+@label_app.command("export", epilog="Example: `tamis label export monday --output labels.csv`")
+def export_labels(
+    run_key: RunKey = None,
+    output: Annotated[Path | None, typer.Option(help="A file; default: stdout.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="So many, though fewer may do in the end.")
+    ] = None,
+    labelled_by: Annotated[
+        str | None, typer.Option(help="What this reviewer has labelled, for a second one.")
+    ] = None,
+    database: Database = None,
+) -> None:
+    """Write a sheet to hand out: key, text, rubric and an empty column `label`."""
+    from flows.labelling import COLUMNS, sheet
+
+    store, run = _found(database, run_key)
+    rows = list(sheet(store, run, count=count, labelled_by=labelled_by))
+    stream = sys.stdout if output is None else output.open("w", newline="", encoding="utf-8")
+    try:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    finally:
+        if output is not None:
+            stream.close()
+    err.print(f"{len(rows):,} candidates to label: yes, no or unknown in the last column")
+
+
+@label_app.command("import", epilog="Example: `tamis label import labels.csv --reviewer ada`")
+def import_labels(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A sheet that was filled in.")],
+    reviewer: Annotated[str, typer.Option(help="Who filled it in.")],
+    run_key: OfRun = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Where the reviewer said otherwise before.")
+    ] = False,
+    database: Database = None,
+) -> None:
+    """Store the answers of a sheet."""
+    from flows.labelling import take_in
+
+    store, run = _found(database, run_key)
+    told, empty = take_in(store, run, file, reviewer, replace=replace)
+    left = f"; {empty:,} lines have no answer yet" if empty else ""
+    out.print(f"{told:,} new labels by {reviewer}{left}")
+
+
+@label_app.command("agreement", epilog="Example: `tamis label agreement monday --json`")
+def label_agreement(
+    run_key: RunKey = None, database: Database = None, as_json: AsJson = False
+) -> None:
+    """Show how far reviewers agree (Cohen's kappa), and whom they disagree about."""
+    from flows.labelling import agreement
+
+    store, run = _found(database, run_key)
+    found = agreement(store, run)
+    if as_json:
+        print(orjson.dumps(found).decode())
+        return
+    print_rows(found["pairs"], False, empty="no two people have labelled the same candidate")
+    print_rows(_even(found["disputes"]), False, empty="no disputes")
+
+
+def _found(database: str | None, run_key: str | None) -> tuple[Store, Run]:
+    """The store, and the run of a key or of a screen file."""
+    store = open_store(database)
+    if run_key is None or not run_key.endswith((".yaml", ".yml")):
+        return store, store.find_run(run_key)
+    name = load_screen(Path(run_key)).screen
+    found = next((one.run for one in store.runs(1000) if one.run.screen == name), None)
+    if found is None:
+        fail(f"screen '{name}' has no run yet; run tamis calibrate {run_key}")
+    return store, found
+
+
+def _type_in(prompt: str) -> str:
+    try:
+        return input(f"{prompt} > ")
+    except EOFError:
+        return "q"
+
+
+def _tell_standing(store: Store, run: Run, found: dict[str, Any], bound: float | None) -> None:
+    if found["run"] != run.key:
+        out.print(
+            f"\nrun {run.key} took these thresholds over from run {found['run']}; the promise is "
+            "about that run's candidates"
+        )
+    elif not all(one.certified for one in store.policies.versions(run.id) if one.in_use):
+        stands = "nothing" if bound is None else f"recall >= {bound:.4f}"
+        out.print(
+            f"\nthresholds were changed since; by the same labels they are certified for {stands}"
+        )
+
+
+def _show_consequences(found: dict[str, Any]) -> None:
+    names = ("reached", "promoted", "accepted", "rejected", "review", "pending")
+    rows = [
+        {
+            "tier": tier["tier"],
+            **{
+                name: f"{tier['before'][name]:,} -> {tier['after'][name]:,}"
+                if tier["before"][name] != tier["after"][name]
+                else f"{tier['after'][name]:,}"
+                for name in names
+            },
+            "to judge": tier["to_judge"],
+            "usd": tier["usd"],
+        }
+        for tier in found["tiers"]
+    ]
+    print_rows(rows, False, empty="")
+    bound = found["certified_recall"]
+    out.print(
+        "no certificate covers these thresholds"
+        if bound is None
+        else f"certified recall: >= {bound:.4f}"
+    )
+    flips = ", ".join(f"{count:,} {name}" for name, count in found["flips"].items())
+    out.print(f"verdicts that change: {flips or 'none'}")
+    print_rows(found["candidates"][:SHOWN], False, empty="")
+    if len(found["candidates"]) > SHOWN:
+        out.print(f"{len(found['candidates']) - SHOWN:,} more with --json")
+
+
+def _even(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with all columns of any of them."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
