@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from db.connect import storable
 from db.errors import StoreError
 from db.models import (
     BadRowRow,
@@ -154,6 +155,33 @@ def count_tiers(connection: Connection, run_id: int) -> int:
     """How many tiers the run has."""
     query = select(func.count()).where(RunTierRow.run_id == run_id)
     return connection.scalar(query.select_from(RunTierRow)) or 0
+
+
+def set_tier_state(
+    connection: Connection,
+    run_id: int,
+    position: int,
+    state: TierState,
+    reason: str | None,
+    seconds: float,
+    measured: dict[str, float | None],
+) -> None:
+    """Say how a tier stands; seconds are added, None leaves a measurement as it was."""
+    over = TierState(state) in {TierState.DONE, TierState.STOPPED}
+    values: dict[str, Any] = {
+        "state": TierState(state),
+        "reason": storable(reason),
+        "seconds": RunTierRow.seconds + seconds,
+        "finished_at": now() if over else None,
+        **{name: value for name, value in measured.items() if value is not None},
+    }
+    if state == TierState.RUNNING:
+        values["started_at"] = func.coalesce(RunTierRow.started_at, now())
+    connection.execute(
+        update(RunTierRow)
+        .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
+        .values(values)
+    )
 
 
 def tier_reasons(connection: Connection, run_id: int) -> list[str]:

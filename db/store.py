@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, select, text, update
+from sqlalchemy import Connection, Engine, delete, select, text, update
 
 from db import costs, decide, ingest, judging, locks, reading, runs, verdicts
 from db.batches import Batch, Batches
@@ -250,22 +250,8 @@ class Store:
             "prompt_rate": prompt_rate,
             "decode_rate": decode_rate,
         }
-        over = TierState(state) in {TierState.DONE, TierState.STOPPED}
-        values: dict[str, Any] = {
-            "state": TierState(state),
-            "reason": storable(reason),
-            "seconds": RunTierRow.seconds + seconds,
-            "finished_at": runs.now() if over else None,
-            **{name: value for name, value in measured.items() if value is not None},
-        }
-        if state == TierState.RUNNING:
-            values["started_at"] = func.coalesce(RunTierRow.started_at, runs.now())
         with self._writing() as connection:
-            connection.execute(
-                update(RunTierRow)
-                .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
-                .values(values)
-            )
+            runs.set_tier_state(connection, run_id, position, state, reason, seconds, measured)
 
     def tier_reasons(self, run_id: int) -> list[str]:
         """Why tiers of the run stopped, in the order of the tiers."""

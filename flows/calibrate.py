@@ -177,8 +177,8 @@ def _ask_people(calibration: Calibration, count: int) -> str:
     tied = calibration.disputed()
     return (
         f"{count:,} labels are wanted from people next: 'tamis label --run {key}' asks for them "
-        f"one by one, 'tamis label export {key} --output labels.csv' writes a sheet to hand out; then "
-        "calibrate again"
+        f"one by one, 'tamis label export {key} --output labels.csv' writes a sheet to hand out; "
+        "then calibrate again"
         + (f". People disagree about {tied:,} candidates: 'tamis label agreement'" * bool(tied))
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from flows.calibration import Calibration
 from tiers.calibration import Result, Status, Thresholds, recall_of_thresholds
-from tiers.guarantee import Guarantee
+from tiers.guarantee import Guarantee, Kind
 
 
 def certificate_of(calibration: Calibration, result: Result, author: str) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def bound_of(
     nobody = np.zeros(len(scores), np.bool_)
     result = Result(
         guarantee=Guarantee(
-            kind=certificate["kind"],
+            kind=Kind(certificate["kind"]),
             target=certificate["target"],
             delta=certificate["evidence"]["test_delta"],
             budget=certificate["budget"],

@@ -395,7 +395,8 @@ def _next_steps(key: str) -> None:
 
 
 def _exit_code(finished: dict[str, Any]) -> int:
-    return UNFINISHED if finished["failed"] or finished["pending"] else DONE
+    unfinished = finished["failed"] or finished["pending"] or finished["state"] == "stopped"
+    return UNFINISHED if unfinished else DONE
 
 
 if __name__ == "__main__":

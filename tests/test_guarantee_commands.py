@@ -1,0 +1,91 @@
+"""The commands of a promise, as a user types them, with Prefect and tiers in their processes."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from .project import Project
+from .test_calibrate import PROMISE, paid, write
+
+
+def test_from_a_promise_to_a_moved_threshold(project: Project) -> None:
+    write(project.folder)
+    database = ("--database", project.database)
+    code, _, err = project.tamis("run", "screen.yaml", *database)
+    assert code == 3
+    assert "is not calibrated; run 'tamis calibrate' first" in err
+
+    process = project.start("calibrate", "screen.yaml", *database)
+    while process.poll() is None and paid(project.folder, "large") < 20:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    code, out, err = project.tamis("calibrate", "screen.yaml", "--json", *database)
+    assert code == 0, err
+    assert "plan: " in err
+    made = json.loads(out)
+    assert (made["status"], made["run"]) == ("certified", "try-1")
+
+    code, out, err = project.tamis("certificate", "try-1", "--check", *database)
+    assert code == 0, err
+    assert "checked: stored scores and labels lead to this certificate" in out
+    assert f"| seed of the draw | {made['seed']} |" in out
+
+    code, finished, err = project.run("--key", "try-1")
+    assert (code, finished["run"], finished["pending"]) == (0, "try-1", 0), err
+
+    move = ("--tier", "small", "--reject-below", "0.01", *database)
+    code, out, err = project.tamis("what-if", "try-1", "--json", *move)
+    assert code == 0, err
+    foretold = json.loads(out)
+    assert foretold["certified_recall"] >= 0.9
+    code, out, err = project.tamis("what-if", "try-1", *move)
+    assert "certified recall: >= " in out
+    code, out, err = project.tamis("decide", "try-1", "--because", "too strict", "--json", *move)
+    assert code == 0, err
+    assert json.loads(out)["pending"] == foretold["tiers"][2]["to_judge"] > 0
+    code, out, _ = project.tamis("certificate", "try-1", *database)
+    assert "thresholds were changed since" in out
+    code, _, err = project.tamis("decide", "try-1", "--policy", "99", "--because", "x", *database)
+    assert code == 2
+    assert "no policy 99" in err
+
+
+def test_too_few_labels_end_with_code_4(project: Project) -> None:
+    few = PROMISE.replace("labels: 200", "labels: 30, prevalence: 0.1")
+    write(project.folder, few)
+    code, out, _ = project.tamis("calibrate", "screen.yaml", "--database", project.database)
+    assert code == 4
+    assert "budget 30: with 30 the best certificate is recall >=" in out
+
+
+def test_people_are_waited_for_with_code_3(project: Project, tmp_path: Path) -> None:
+    write(project.folder, PROMISE.replace("large", "people"))
+    database = ("--database", project.database)
+    code, out, err = project.tamis("calibrate", "screen.yaml", *database)
+    assert code == 3, err
+    assert "tamis label export try-1" in out
+    code, _, err = project.tamis(
+        "label", "export", "screen.yaml", "--output", "sheet.csv", *database
+    )
+    assert code == 0, err
+    filled = (tmp_path / "sheet.csv").read_text().replace(",any,", ",any,no")
+    (tmp_path / "sheet.csv").write_text(filled)
+    code, out, err = project.tamis("label", "import", "sheet.csv", "--reviewer", "ada", *database)
+    assert (code, "new labels by ada" in out) == (0, True), err
+    code, out, err = project.tamis("label", "agreement", "--json", *database)
+    assert json.loads(out)["pairs"] == []
+    code, out, err = project.tamis("label", "--reviewer", "ada", *database)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("command", ["certificate", "what-if"])
+def test_a_run_without_a_promise_is_told_so(project: Project, command: str) -> None:
+    project.write('{name: only, backend: python, path: "own_tiers:Steady", folder: x}', count=3)
+    code, _, err = project.tamis(command, "--database", project.database)
+    assert code == 2
+    assert "holds no run yet" in err

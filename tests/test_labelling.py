@@ -1,0 +1,156 @@
+"""Sheets, one label at a time, two reviewers, and thresholds moved after a calibration."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.store import LabelSource, Run, Store, StoreError, rubric_digest
+from flows.calibrate import calibrate
+from flows.calibration import Calibration
+from flows.labelling import COLUMNS, agreement, ask_in_turn, sheet, take_in
+from flows.moving import certified_now, change_of, consequences
+from flows.screen import screen
+
+from .test_calibrate import PROMISE, folder, paid, stored, write  # noqa: F401 - a fixture
+
+BY_PEOPLE = PROMISE.replace("large", "people")
+
+
+def filled(file: Path, rows: list[dict[str, str]], **answers: str) -> Path:
+    """A sheet as a reviewer gives it back; `answers` by key, else what the text ends in."""
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            truth = row["text"].rpartition(" ")[2]
+            writer.writerow({**row, "label": answers.get(row["key"], truth)})
+    return file
+
+
+def told(store: Store) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for label in store.labels.all(rubric_digest("any"), LabelSource.PERSON):
+        found.setdefault(label.reviewer, []).append(label.answer)
+    return found
+
+
+@pytest.fixture
+def asked(folder: Path) -> Path:  # noqa: F811
+    """A folder whose calibration waits for people."""
+    assert calibrate.fn(write(folder, BY_PEOPLE))["status"] == "waiting"
+    return folder
+
+
+def test_a_sheet_is_blind_and_taken_in_once(asked: Path) -> None:
+    with stored() as (store, run):
+        rows = list(sheet(store, run))
+        assert set(rows[0]) == {"key", "text", "rubric", "label"}
+        assert {row["label"] for row in rows} == {""}
+        file = filled(asked / "ada.csv", rows, **{rows[0]["key"]: "", rows[1]["key"]: " Unknown"})
+        assert take_in(store, run, file, "ada", replace=False) == (len(rows) - 1, 1)
+        assert take_in(store, run, file, "ada", replace=False) == (0, 1)
+        assert told(store)["ada"].count(None) == 1
+        # Only what was left empty is still wanted.
+        assert [row["key"] for row in sheet(store, run)] == [rows[0]["key"]]
+
+
+def test_a_longer_sheet_begins_with_the_same_draw(asked: Path) -> None:
+    with stored() as (store, run):
+        first, more = list(sheet(store, run)), list(sheet(store, run, count=150))
+    assert len(more) == 150
+    assert more[: len(first)] == first
+    assert len({row["key"] for row in more}) == 150
+
+
+def test_a_sheet_with_faults_names_them_all_and_stores_nothing(asked: Path) -> None:
+    with stored() as (store, run):
+        rows = list(sheet(store, run))
+        rows += [{**rows[0], "key": "nobody"}, {**rows[1], "rubric": "other"}, dict(rows[2])]
+        file = filled(asked / "bad.csv", rows, **{rows[4]["key"]: "perhaps"})
+        text = file.read_text().splitlines()
+        file.write_text("\n".join([*text[:-1], text[-1].rpartition(",")[0] + ",unknown"]))
+        with pytest.raises(StoreError) as caught:
+            take_in(store, run, file, "ada", replace=False)
+        for said in ("'perhaps' is no answer", "no candidate 'nobody'", "rubric", "twice"):
+            assert said in str(caught.value)
+        assert told(store) == {}
+        (asked / "x.csv").write_text("key,text\n")
+        with pytest.raises(StoreError, match="no column 'label'"):
+            take_in(store, run, asked / "x.csv", "ada", replace=False)
+
+
+def test_labels_are_asked_one_by_one_with_a_way_back(asked: Path) -> None:
+    script = iter(["y", "nonsense", "n", "b", "u", "q"])
+    said: list[str] = []
+    with stored() as (store, run):
+        wanted = len(Calibration(store, run, write(asked, BY_PEOPLE)).missing())
+        assert ask_in_turn(store, run, "ada", lambda _: next(script), said.append) == 2
+        assert sorted(told(store)["ada"], key=str) == [None, True]
+        assert any("'nonsense' is no answer" in one for one in said)
+        prompts: list[str] = []
+
+        def stop(prompt: str) -> str:
+            prompts.append(prompt)
+            return "q"
+
+        ask_in_turn(store, run, "ada", stop, said.append)  # resumed
+        assert f"0 told, {wanted - 2} left in this round" in prompts[0]
+
+
+def test_two_reviewers_are_compared_and_their_disputes_listed(asked: Path) -> None:
+    with stored() as (store, run):
+        rows = list(sheet(store, run))[:10]
+        take_in(store, run, filled(asked / "a.csv", rows), "ada", replace=False)
+        again = list(sheet(store, run, labelled_by="ada"))
+        assert {row["key"] for row in again} == {row["key"] for row in rows}
+        first = rows[0]["key"]
+        other = "no" if rows[0]["text"].endswith("yes") else "yes"
+        file = filled(asked / "b.csv", again, **{first: other})
+        take_in(store, run, file, "bob", replace=False)
+        found = agreement(store, run)
+        [pair] = found["pairs"]
+        assert (pair["common"], pair["agree"]) == (10, 0.9)
+        assert 0 < pair["kappa"] < 0.9
+        [dispute] = found["disputes"]
+        assert (dispute["key"], dispute["settled"]) == (first, "no")
+        assert {dispute["ada"], dispute["bob"]} == {"yes", "no"}
+        # It is still wanted; a third person settles it.
+        assert first in [row["key"] for row in sheet(store, run)]
+        take_in(store, run, filled(asked / "c.csv", rows[:1]), "cleo", replace=False)
+        assert first not in [row["key"] for row in sheet(store, run)]
+
+
+def moved(store: Store, run: Run, low: float) -> dict[str, Any]:
+    return consequences(store, run, *change_of(store, run, "small", low, None))
+
+
+def test_moved_thresholds_are_told_what_they_certify(folder: Path) -> None:  # noqa: F811
+    definition = write(folder)
+    made = calibrate.fn(definition, key="one")
+    screen.fn(definition, key="one")
+    before = [paid(folder, tier) for tier in ("small", "medium", "large")]
+    certified = made["thresholds"][0]["reject_below"]
+    with stored() as (store, run):
+        lower, higher = moved(store, run, 0.0), moved(store, run, 0.9)
+        assert certified_now(store, run) == pytest.approx(made["certified_bound"])
+        assert lower["certified_recall"] >= made["certified_bound"]
+        assert higher["certified_recall"] < 0.9
+        same = moved(store, run, certified)
+        assert (same["candidates"], dict(same["flips"])) == ([], {})
+        assert set(lower["flips"]) <= {"rejected -> pending"}
+        assert lower["tiers"][2]["to_judge"] == len(lower["candidates"])
+        assert set(higher["flips"]) <= {"accepted -> rejected"}
+        with pytest.raises(StoreError, match="no tier 'smal'; write one of: small, medium, large"):
+            change_of(store, run, "smal", 0.1, None)
+        with pytest.raises(StoreError, match=r"reject_below 0\.9 lies above accept_above 0\.5"):
+            change_of(store, run, "small", 0.9, 0.5)
+
+        position, change = change_of(store, run, "small", 0.0, None)
+        store.policies.move(run.id, position, change, author="ada", reason="try")
+        store.redecide(run.id, position)
+    screen.fn(definition, key="one")
+    after = [paid(folder, tier) for tier in ("small", "medium", "large")]
+    assert after[:2] == before[:2]
+    assert after[2] - before[2] == lower["tiers"][2]["to_judge"] > 0
