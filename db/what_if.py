@@ -5,13 +5,15 @@ until its transaction is rolled back, so that `db.decide` works on them as on th
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, text
 
 from db import decide, verdicts
 from db.connect import transaction
+from db.engine import open_engine
 from db.policies import Change
 from tiers.types import Outcome
 
@@ -67,7 +69,7 @@ class Consequences(NamedTuple):
 
 def what_if(engine: Engine, run_id: int, changes: Mapping[int, Change]) -> Consequences:
     """The run under other thresholds, by position; nothing is changed and nobody is asked."""
-    with transaction(engine, writes=False) as connection:
+    with _alone(engine) as connection:
         names = _tiers(connection, run_id)
         before = _steps(connection, run_id, names)
         real = _hide(connection, run_id)
@@ -92,7 +94,6 @@ def what_if(engine: Engine, run_id: int, changes: Mapping[int, Change]) -> Conse
             Flip(key, _verdict(was), at, _verdict(would_be), by)
             for key, was, at, would_be, by in rows
         ]
-        _roll_back(connection)
     return Consequences(before, after, flips)
 
 
@@ -112,11 +113,22 @@ def _hide(connection: Connection, run_id: int) -> str:
     return real
 
 
-def _roll_back(connection: Connection) -> None:
-    """The copies go: on a connection that is used again they would hide the tables for good."""
-    current = connection.get_transaction()
-    if current is not None:
-        current.rollback()
+@contextmanager
+def _alone(engine: Engine) -> Iterator[Connection]:
+    """A new connection that is thrown away, and its transaction rolled back.
+
+    On one that is used again the copies would hide the tables for good; and on one that was used
+    before, Postgres' prepared statements would still mean the real tables.
+    """
+    fresh = open_engine(engine.url.render_as_string(hide_password=False))
+    try:
+        with transaction(fresh, writes=False) as connection:
+            yield connection
+            current = connection.get_transaction()
+            if current is not None:
+                current.rollback()
+    finally:
+        fresh.dispose()
 
 
 def _tiers(connection: Connection, run_id: int) -> list[str]:
