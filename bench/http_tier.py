@@ -3,7 +3,8 @@
 python -m bench.http_tier [--sizes 2000,20000] [--delays 0,20] [--large 200000]
 
 Whole processes against a server that is not the bottleneck; the start is what ten candidates cost,
-and is taken off. Both contenders run in turn, in one run of this bench.
+and is taken off. Both contenders run in turn, in one run of this bench. Short runs are repeated and the
+cheapest counts, because what Prefect's start takes varies by more than 2,000 candidates cost.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from bench.pipeline import Cost
 HERE = Path(__file__).resolve().parent.parent
 TIER = (
     '  - {{name: {name}, backend: http, base_url: "{url}", model: m, ask: yes_no, '
-    "concurrency: 64, policy: {policy}}}\n"
+    "concurrency: {concurrency}, policy: {policy}}}\n"
 )
 SCREEN = """\
 screen: bench
@@ -36,6 +37,7 @@ rubric: Is this a match? Answer yes or no.
 tiers:
 """
 CONCURRENCY = 64
+SHORT, REPEATS = 5_000, 3
 
 
 def main() -> None:
@@ -69,7 +71,6 @@ class Bench:
         """Slopes of both contenders at one delay."""
         rows, figures = [], {}
         with server(delay) as url:
-            self.tamis(10, [url])
             start = self.tamis(10, [url])
             peer_start = self.peer(10, url)
             for size in sizes:
@@ -146,7 +147,13 @@ class Bench:
             if finished["accepted"] != (size + 2) // 3:
                 raise RuntimeError(f"wrong verdicts: {finished}")
 
-        return weigh(run)
+        return self._cheapest(run, size)
+
+    def screened(self, size: int, urls: list[str], promote: str, concurrency: int) -> Any:
+        """The summary of one run; all tiers but the last promote by this policy."""
+        home = self._prepare(size, urls, promote, concurrency)
+        out, _ = self._start(home, []).communicate()
+        return json.loads(out)
 
     def peer(self, size: int, url: str) -> Cost:
         home = self._prepare(size, [url])
@@ -164,9 +171,19 @@ class Bench:
             if int(said) != (size + 2) // 3:
                 raise RuntimeError(f"wrong verdicts: {said!r}")
 
-        return weigh(run)
+        return self._cheapest(run, size)
 
-    def _prepare(self, size: int, urls: list[str]) -> Path:
+    @staticmethod
+    def _cheapest(run: Any, size: int) -> Cost:
+        return min((weigh(run) for _ in range(1 if size > SHORT else REPEATS)), key=lambda c: c.cpu)
+
+    def _prepare(
+        self,
+        size: int,
+        urls: list[str],
+        promote: str = "{reject_below: 0.5}",
+        concurrency: int = CONCURRENCY,
+    ) -> Path:
         home = self._folder / f"{size}-{time.time_ns()}"
         home.mkdir()
         filler = "worked some years with data pipelines in a large company and wrote reports " * 5
@@ -177,8 +194,10 @@ class Bench:
         screen = SCREEN.format(file="in.jsonl")
         for number, url in enumerate(urls):
             last = number == len(urls) - 1
-            policy = "{accept_above: 0.5}" if last else "{reject_below: 0.5}"
-            screen += TIER.format(name=f"tier{number}", url=url, policy=policy)
+            policy = "{accept_above: 0.5}" if last else promote
+            screen += TIER.format(
+                name=f"tier{number}", url=url, policy=policy, concurrency=concurrency
+            )
         (home / "screen.yaml").write_text(screen)
         return home
 

@@ -23,7 +23,7 @@ BLOCK_SECONDS = 15.0
 BLOCKS = 300
 """Task runs that a tier may take at most: Prefect's server needs 23 ms for each."""
 FLUSH_ROWS = 1_000
-FLUSH_SECONDS = 0.02
+FLUSH_SECONDS = 0.2
 MASS_NEEDED = 0.5
 
 
