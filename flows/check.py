@@ -5,9 +5,13 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.budget import check_prices
 from flows.ingest import first_text, source_files
+from flows.settings import load_keys
 from tiers.base import Job, inspect, job_of
 from tiers.config import Screen, ScreenError
+from tiers.prices import price_of
+from tiers.sections import RemoteTier
 from tiers.types import TierError
 
 
@@ -25,12 +29,17 @@ def inspect_screen(definition: Screen) -> dict[str, Any]:
         "problems": problems,
     }
     text = ""
+    load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
     try:
         found["files"] = [_file(path) for path in source_files(definition.candidates.source)]
         key, text = first_text(definition.candidates)
         found["candidate"] = {"key": key, "text": text}
     except ScreenError as error:
         problems += error.problems
+    try:
+        check_prices(definition)
+    except TierError as error:
+        problems.append(str(error))
     for position in range(len(definition.tiers)):
         job = job_of(definition, position)
         try:
@@ -48,6 +57,8 @@ def show_inspection(found: dict[str, Any], console: Console) -> None:
         console.print(f"first  candidate {found['candidate']['key']}")
     for tier in found["tiers"]:
         console.print(f"\ntier {tier['name']}: {tier['model']}", style="bold")
+        if tier["price"] is not None:
+            console.print(f"price {tier['price']}")
         if tier["prompt"] is None:
             continue
         if tier["shared_tokens"] is not None:
@@ -68,4 +79,17 @@ def _file(path: Path) -> dict[str, Any]:
 
 def _tier(job: Job, text: str) -> dict[str, Any]:
     inspection = inspect(job, text)
-    return {"name": job.config.name, **inspection._asdict()}
+    return {"name": job.config.name, **inspection._asdict(), "price": _price(job)}
+
+
+def _price(job: Job) -> str | None:
+    """What the tier costs, in words; None where it is not known."""
+    price = price_of(job.config)
+    if price is None:
+        return None
+    if price.hour or not max(price[:3]):
+        return f"{price.hour:g} USD an hour ({price.source})"
+    return (
+        f"{price.input:g} USD a million tokens read, {price.cached_input:g} from the cache, "
+        f"{price.output:g} written ({price.source})"
+    )

@@ -22,8 +22,9 @@ FIRST_BLOCK = 256
 BLOCK_SECONDS = 15.0
 BLOCKS = 300
 """Task runs that a tier may take at most: Prefect's server needs 23 ms for each."""
-FLUSH_ROWS = 1_000
-FLUSH_SECONDS = 0.02
+FLUSH_ROWS = 128
+FLUSH_SECONDS = 0.2
+"""What a kill can cost: the answers of 0.2 seconds, and never more than 128 of them."""
 MASS_NEEDED = 0.5
 
 

@@ -44,9 +44,11 @@ class ModelServer:
         refuses: tuple[str, ...] = (),
         port: int = 0,
         mass: float = 1.0,
+        too_many: int = 400,
     ) -> None:
         self.fault, self.latency, self.top, self.key, self.model = fault, latency, top, key, model
         self.most_prompts, self.refuses, self.mass = most_prompts, refuses, mass
+        self.too_many = too_many
         self.asked: Counter[int] = Counter()
         self.good: Counter[int] = Counter()
         self.bodies: list[Reply] = []
@@ -140,7 +142,8 @@ class ModelServer:
                 return 400, {"error": {"message": f"Unsupported parameter: '{setting}'"}}, {}
         prompts = body.get("prompt") or [body["messages"][-1]["content"]]
         if len(prompts) > self.most_prompts:
-            return 400, {"error": {"message": "one prompt at a time"}}, {}
+            # As llama-cpp-python's server does, where 400 would be right.
+            return self.too_many, {"error": {"message": "one prompt at a time"}}, {}
         numbers = [int(found[1]) if (found := NUMBER.search(text)) else -1 for text in prompts]
         kinds = []
         for number in numbers:

@@ -93,9 +93,11 @@ def test_settings_that_a_server_refuses_are_left_out():
     assert not {"logprobs", "response_format", "temperature"} & set(last)
 
 
-def test_a_server_that_takes_one_prompt_at_a_time_gets_one():
-    with ModelServer(most_prompts=1) as server:
-        assert all_right(judged(tier(server, api="completions"), 40))
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_server_that_takes_one_prompt_at_a_time_gets_one(status):
+    with ModelServer(most_prompts=1, too_many=status) as server:
+        assert all_right(judged(tier(server, api="completions"), 400))
+        assert sum(server.paths.values()) < 400 + 20
     with ModelServer() as server:
         assert all_right(judged(tier(server, api="completions"), 40))
         assert sum(server.paths.values()) < 8

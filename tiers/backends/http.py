@@ -22,8 +22,8 @@ from tiers.remote import conversation, key_of, prepare
 from tiers.sections import HttpTier
 from tiers.types import Candidate, Judgement, TierError
 
-TURN_SECONDS = 0.02
-TURN_ROWS = 256
+TURN_SECONDS = 0.05
+TURN_ROWS = 512
 UNREADABLE_ATTEMPTS = 3
 """A reply without a verdict is asked for so many times: at temperature 0 it seldom changes."""
 UNREADABLE_AT_FIRST = 20
@@ -78,6 +78,8 @@ class Http:
         self._settled = False
         """Whether a reply has shown that the server speaks the dialect."""
         self._group = config.prompts_per_request if config.api == "completions" else 1
+        self._grouped = False
+        """Whether a request with several texts has gone well."""
         self._loop = asyncio.new_event_loop()
         self._session: aiohttp.ClientSession | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,8 +88,11 @@ class Http:
         self._ready: list[Judgement] = []
         self._readable = self._unreadable = 0
         self._fatal: TierError | None = None
-        self._last_failure = ""
-        self._good_at: float | None = None
+        self._last_failure: Failure | None = None
+        """Since the last good answer."""
+        self._answered = False
+        self._good_at = self._left_at = 0.0
+        """When the last good answer came, and when the loop last stood still."""
 
     @property
     def remarks(self) -> Sequence[str]:
@@ -101,7 +106,7 @@ class Http:
             TierError: the key, the model or the address is wrong, or no server answers.
         """
         source = self._prepared(candidates)
-        self._began = time.monotonic()
+        self._good_at = self._left_at = time.monotonic()
         try:
             while True:
                 judgements, over = self._loop.run_until_complete(self._turn(source))
@@ -138,7 +143,9 @@ class Http:
         if self._session is None:
             self._session = self._open()
             await self._name_labels()
-        until = time.monotonic() + TURN_SECONDS
+        now = time.monotonic()
+        self._good_at += now - self._left_at  # while the loop stood still, nobody could answer
+        until = now + TURN_SECONDS
         self._woken = asyncio.Event()
         exhausted = False
         while self._fatal is None:
@@ -150,6 +157,7 @@ class Http:
                 break
             await self._sleep(now, until)
         judgements, self._ready = self._ready, []
+        self._left_at = time.monotonic()
         return judgements, exhausted and not self._tasks and not self._again
 
     async def _name_labels(self) -> None:
@@ -245,7 +253,8 @@ class Http:
             raise
         address.end(began, failure)
         if failure is None:
-            self._good_at = time.monotonic()
+            self._good_at, self._answered = time.monotonic(), True
+            self._last_failure = None
             self._read(ask, reply, self._good_at - began)
         else:
             self._failed(ask, failure, address)
@@ -268,9 +277,9 @@ class Http:
             ask.texts[0].usage += usage_of(reply) or NOTHING
             return
         if len(choices) < len(ask.texts):
-            self._group = 1
             self._one_by_one(ask)
             return
+        self._grouped |= len(ask.texts) > 1
         for i, (sent, usage) in enumerate(zip(ask.texts, _shares(reply, ask), strict=True)):
             sent.usage += usage
             try:
@@ -313,12 +322,18 @@ class Http:
             )
 
     def _one_by_one(self, ask: Ask) -> None:
+        """Ask each text of a group alone; where no group ever went well, there are no more."""
+        if not self._grouped:
+            self._group = 1
         for sent in ask.texts:
             self._put_back(Ask([sent]), 0.0)
 
     def _failed(self, ask: Ask, failure: Failure, address: Address) -> None:
         """Ask again later; a request that fails where others go well is given up in the end."""
-        self._last_failure = str(failure)
+        self._last_failure = failure
+        if failure.counts and len(ask.texts) > 1:
+            self._one_by_one(ask)  # some servers break on what they should refuse
+            return
         if failure.counts and address.healthy:
             ask.attempts += 1
         if ask.attempts <= self._config.retries:
@@ -347,12 +362,12 @@ class Http:
 
     def _check_patience(self, now: float) -> None:
         """Stop where nobody has answered well for long, although asked."""
-        if not self._last_failure or not (self._tasks or self._again):
+        if self._last_failure is None:
             return
-        patience = self._config.patience_seconds
-        if self._good_at is None:
-            patience = min(patience, FIRST_ANSWER_SECONDS)
-        if now - max(self._good_at or 0.0, self._began) > patience and not self._tasks:
+        patience = max(self._config.patience_seconds, self._config.timeout_seconds)
+        if not self._answered and not self._last_failure.counts and not self._last_failure.slow:
+            patience = min(self._config.patience_seconds, FIRST_ANSWER_SECONDS)
+        if now - self._good_at > patience:
             self._fatal = TierError(
                 f"tier '{self._config.name}': no good answer for {patience:g} s; the last was: "
                 f"{self._last_failure}. Start the server or correct base_url, then run again: "
