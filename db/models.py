@@ -28,10 +28,12 @@ from tiers.types import Outcome
 
 
 class RunState(enum.StrEnum):
-    """How a run stands; all but `done` can be taken up again."""
+    """How a run stands; all but `done` and `alarm` can be taken up again."""
 
     RUNNING = "running"
     DONE = "done"
+    ALARM = "alarm"
+    """Done, and its audits say that its thresholds no longer keep their promise."""
     INCOMPLETE = "incomplete"
     WAITING = "waiting"
     """For a batch that a server works on; nobody holds the run meanwhile."""
@@ -376,6 +378,22 @@ class VerdictRow(Base):
     why: Mapped[str | None]
     ingest: Mapped[int]
     """The last of the run's `ingests` that met this candidate: tells a duplicate from a re-read."""
+
+
+class AuditRow(Base):
+    """A candidate that a tier rejected and that the last tier was asked about all the same."""
+
+    __tablename__ = "audit"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    candidate_id: Mapped[int] = mapped_column(_Big, ForeignKey("candidate.id"), primary_key=True)
+    position: Mapped[int]
+    """Of the tier that rejected it."""
+    drawn: Mapped[bool]
+    """By lot, in this run; false for one that an earlier run's audit had found."""
+    found: Mapped[bool | None]
+    """Whether the last tier did not reject it; null while it has not answered, or cannot."""
 
 
 class BadRowRow(Base):

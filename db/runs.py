@@ -84,7 +84,7 @@ def to_resume(
                 RUNS.where(
                     RunRow.screen == screen,
                     RunRow.config_hash == config_hash,
-                    RunRow.state != RunState.DONE,
+                    RunRow.state.not_in((RunState.DONE, RunState.ALARM)),
                 )
                 .order_by(RunRow.id.desc())
                 .limit(1)

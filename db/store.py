@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, select, text, update
 
-from db import costs, decide, ingest, judging, locks, reading, runs, verdicts
+from db import audit, costs, decide, ingest, judging, locks, reading, runs, verdicts
+from db.audit import Audited, Audits
 from db.batches import Batch, Batches
 from db.connect import storable, transaction
 from db.errors import DatabaseError, StoreError
@@ -41,6 +42,7 @@ from tiers.types import Candidate, Judgement, Outcome
 __all__ = [
     "PEOPLE",
     "Account",
+    "Audited",
     "BadRow",
     "Batch",
     "BatchState",
@@ -81,6 +83,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.audits = Audits(engine)
         self.batches = Batches(engine)
         self.labels = Labels(engine)
         self.policies = Policies(engine)
@@ -390,9 +393,7 @@ class Store:
         """Decide anew from a tier on, as far as there are judgements."""
         with self._writing() as connection:
             verdicts.undecide(connection, run_id, position)
-            for tier in range(position, runs.count_tiers(connection, run_id)):
-                if decide.has_judge(connection, run_id, tier):
-                    decide.decide(connection, run_id, tier)
+            audit.decide_from(connection, run_id, position, decide.decide)
 
     def what_if(self, run_id: int, changes: Mapping[int, Change]) -> Consequences:
         """The run under other thresholds, by position; nothing is changed and nobody is asked."""

@@ -2,6 +2,7 @@
 
 from sqlalchemy import Connection, or_, select, update
 
+from db import audit
 from db.models import CandidateRow, VerdictRow
 
 
@@ -10,6 +11,7 @@ def undecide(connection: Connection, run_id: int, position: int = 0) -> None:
 
     Verdicts follow from scores and policies alone, so nothing is lost.
     """
+    audit.forget(connection, run_id)
     unreadable = select(CandidateRow.id).where(CandidateRow.problem.is_not(None))
     connection.execute(
         update(VerdictRow)

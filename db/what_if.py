@@ -1,7 +1,7 @@
 """What other thresholds would do, from stored scores: the run's own sentences on copies of it.
 
-Temporary tables named `verdict`, `run_tier` and `policy` hide the real ones from this connection
-until its transaction is rolled back, so that `db.decide` works on them as on the real ones.
+Temporary tables named `verdict`, `run_tier`, `policy` and `audit` hide the real ones from this
+connection until its transaction is rolled back, so that `db.decide` works on them as on those.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, text
 
-from db import decide, verdicts
+from db import audit, decide, verdicts
 from db.connect import transaction
 from db.engine import open_engine
 from db.policies import Change
@@ -85,9 +85,7 @@ def what_if(engine: Engine, run_id: int, changes: Mapping[int, Change]) -> Conse
         verdicts.undecide(connection, run_id, first)
         if connection.dialect.name == "postgresql":
             connection.execute(text("ANALYZE verdict"))
-        for position in range(first, len(names)):
-            if decide.has_judge(connection, run_id, position):
-                decide.apply(connection, run_id, position)
+        audit.decide_from(connection, run_id, first, decide.apply)
         after = _steps(connection, run_id, names)
         rows = connection.execute(text(_FLIPS.format(real=real)), {"run_id": run_id})
         flips = [
@@ -105,6 +103,7 @@ def _hide(connection: Connection, run_id: int) -> str:
         ("policy", f"id IN (SELECT policy_id FROM run_tier WHERE run_id = {run_id:d})"),  # noqa: S608
         ("run_tier", f"run_id = {run_id:d}"),
         ("verdict", f"run_id = {run_id:d}"),
+        ("audit", f"run_id <= {run_id:d}"),
     ):
         connection.exec_driver_sql(
             f"CREATE TEMPORARY TABLE {table} AS "  # noqa: S608 - names of ours and a number

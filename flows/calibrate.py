@@ -13,13 +13,16 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from db.engine import check_ready, open_engine
-from db.store import Change, Run, Store
+from db.store import Change, Store
+from flows.approval import Approval, as_record, asked_for, given_before, refusal
 from flows.batch import BatchRun
 from flows.budget import check_prices
 from flows.calibration import Calibration, NotYet, guarantee_of
 from flows.certificate import certificate_of, markdown
 from flows.judging import TierRun, TierWork, tell
 from flows.progress import Display, display
+from flows.reliability import markdown as reliability_markdown
+from flows.reliability import reliability_of
 from flows.report import publish, slug
 from flows.screen import open_run, read_candidates, tier_works, working
 from flows.settings import Settings, load_keys
@@ -42,6 +45,8 @@ def calibrate(
     read: bool = True,
     anyway: bool = False,
     author: str | None = None,
+    approve: bool = False,
+    wait_seconds: int = 3600,
 ) -> dict[str, Any]:
     """Set the thresholds of a run so that its screen's guarantee holds, and certify them.
 
@@ -52,10 +57,12 @@ def calibrate(
         read: read the input; without it, the run goes on with the candidates that it has.
         anyway: go on where the plan says that the labels will not do.
         author: who has it made; by default the user of this process.
+        approve: where the guarantee wants approval, the author gives it.
+        wait_seconds: how long to wait for it in the Prefect UI otherwise.
 
     Returns:
-        `run`, `status` (certified, infeasible_budget or waiting) and `message`; once the labels
-        are complete, the certificate.
+        `run`, `status` (certified, infeasible_budget, refused or waiting) and `message`; once the
+        labels are complete, the certificate.
 
     Raises:
         StoreError: the screen promises nothing.
@@ -82,11 +89,13 @@ def calibrate(
                 _score(works, shown)
                 calibration = Calibration(store, run, definition)
                 _label(calibration, works[-1], shown)
+                name = author or getpass.getuser()
+                said = Approval(approved=True, by=name) if approve else None
+                return _certify(calibration, name, said, wait_seconds, shown)
             except (NotYet, _Refused) as stop:
                 tell(str(stop), shown)
                 status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
                 return {"run": run.key, "status": str(status), "message": str(stop)}
-            return _certify(calibration, author or getpass.getuser(), shown)
     finally:
         engine.dispose()
 
@@ -183,25 +192,38 @@ def _ask_people(calibration: Calibration, count: int) -> str:
     )
 
 
-def _certify(calibration: Calibration, author: str, shown: Display) -> dict[str, Any]:
-    """Put certified thresholds into force, or say why there are none."""
+def _certify(
+    calibration: Calibration, author: str, said: Approval | None, wait_seconds: int, shown: Display
+) -> dict[str, Any]:
+    """Put certified thresholds into force, or say why there are none.
+
+    Raises:
+        NotYet: the guarantee wants a person's approval, and nobody gave it.
+    """
     store, run, result = calibration.store, calibration.run, calibration.result()
     certificate = certificate_of(calibration, result, author)
     tell(certificate["message"], shown)
-    if result.status is Status.CERTIFIED:
-        store.policies.certify(
-            run.id,
-            _changes(calibration, result),
-            follows=calibration.reviewer,
-            certificate=certificate,
-            author=author,
-            reason=certificate["message"],
-        )
-        store.redecide(run.id)
-        publish(store, run)
-    else:
+    _publish(calibration, certificate)
+    if result.status is not Status.CERTIFIED:
         store.undecide(run.id)
-    _publish(run, certificate)
+        return certificate
+    if calibration.section.approval:
+        approval = said or given_before(calibration) or asked_for(run, shown, wait_seconds)
+        if not approval.approved:
+            tell(refusal(run, approval), shown)
+            return {"run": run.key, "status": "refused", "message": refusal(run, approval)}
+        certificate["approval"] = as_record(approval)
+        _publish(calibration, certificate)
+    store.policies.certify(
+        run.id,
+        _changes(calibration, result),
+        follows=calibration.reviewer,
+        certificate=certificate,
+        author=author,
+        reason=certificate["message"],
+    )
+    store.redecide(run.id)
+    publish(store, run)
     return certificate
 
 
@@ -220,10 +242,17 @@ def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:
     return {**changes, calibration.below: Change(low, high)}
 
 
-def _publish(run: Run, certificate: dict[str, Any]) -> None:
-    if FlowRunContext.get() is not None:
-        create_markdown_artifact(
-            markdown(certificate),
-            key=slug(f"{run.screen}-certificate"),
-            description=f"Certificate of {run.key}",
-        )
+def _publish(calibration: Calibration, certificate: dict[str, Any]) -> None:
+    if FlowRunContext.get() is None:
+        return
+    run = calibration.run
+    page = [markdown(certificate)]
+    if calibration.labels():
+        found = reliability_of(calibration.store, run)
+        page += ["", "How far scores are probabilities; no threshold depends on it:", ""]
+        page += reliability_markdown(found)
+    create_markdown_artifact(
+        "\n".join(page),
+        key=slug(f"{run.screen}-certificate"),
+        description=f"Certificate of {run.key}",
+    )

@@ -96,6 +96,9 @@ def markdown(certificate: dict[str, Any]) -> str:
         *((name, f"{value:g}") for name, value in sorted(certificate["evidence"].items())),
         ("SHA-256 of the labels", certificate["labels_digest"]),
     ]
+    if approval := certificate.get("approval"):
+        because = f": {approval['reason']}" if approval["reason"] else ""
+        facts.insert(2, ("approved by", f"{approval['by'] or 'a person'}{because}"))
     thresholds = [
         f"| {one['tier']} | {_cell(one['reject_below'])} | {_cell(one['accept_above'])} |"
         for one in certificate["thresholds"]

@@ -18,6 +18,7 @@ from flows.cli_guarantee import add_guarantee_commands
 from flows.console import (
     DONE,
     UNFINISHED,
+    UNKEPT,
     USAGE,
     AsJson,
     Database,
@@ -70,7 +71,10 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Screen all candidates. Run again after a stop of any kind: it goes on where it was."""
+    """Screen all candidates. Run again after a stop of any kind: it goes on where it was.
+
+    Exit code 0: done. 3: candidates failed or pending. 4: audits say that the promise is broken.
+    """
     from flows.summary import show
 
     finished = screen_once(load_screen(file), database, key=key, limit=limit)
@@ -396,6 +400,8 @@ def _next_steps(key: str) -> None:
 
 def _exit_code(finished: dict[str, Any]) -> int:
     unfinished = finished["failed"] or finished["pending"] or finished["state"] == "stopped"
+    if finished["state"] == "alarm":
+        return UNKEPT
     return UNFINISHED if unfinished else DONE
 
 

@@ -1,4 +1,4 @@
-"""The commands of promises: calibrate, certificate, label, what-if, decide."""
+"""The commands of promises: calibrate, certificate, label, what-if, decide, reliability."""
 
 import csv
 import getpass
@@ -29,7 +29,12 @@ from flows.settings import Settings
 from tiers.config import load_screen
 from tiers.types import TierError
 
-CODES = {"certified": DONE, "infeasible_budget": UNKEPT, "waiting": UNFINISHED}
+CODES = {
+    "certified": DONE,
+    "infeasible_budget": UNKEPT,
+    "refused": UNKEPT,
+    "waiting": UNFINISHED,
+}
 SHOWN = 20
 
 label_app = typer.Typer(help="Labels from people: one by one, or in sheets.")
@@ -50,6 +55,7 @@ def add_guarantee_commands(app: typer.Typer) -> None:
     app.command(
         epilog="Example: `tamis decide monday --tier fast --reject-below 0.2 --because typo`"
     )(decide)
+    app.command(epilog="Example: `tamis reliability monday --plot scores.svg`")(reliability)
     app.add_typer(label_app, name="label")
 
 
@@ -62,11 +68,18 @@ def calibrate(
         bool, typer.Option("--anyway", help="Go on where the plan says that labels are too few.")
     ] = False,
     by: Annotated[str | None, typer.Option(help="Who has it made; default: this user.")] = None,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Approve of the thresholds, where that is wanted.")
+    ] = False,
+    wait: Annotated[
+        int, typer.Option(min=0, help="Seconds to wait for approval in the Prefect UI.")
+    ] = 3600,
     as_json: AsJson = False,
 ) -> None:
     """Set thresholds that keep the screen's guarantee. Run again to go on after a stop.
 
-    Exit code 0: certified. 3: labels or answers are awaited. 4: too few labels for the promise.
+    Exit code 0: certified. 3: labels, answers or approval are awaited. 4: too few labels for the
+    promise, or its thresholds were refused.
     """
     definition = load_screen(file)
     settings = Settings()
@@ -77,7 +90,15 @@ def calibrate(
 
     chosen = prepare(definition, key)
     try:
-        made = flow(definition, key=chosen, limit=limit, anyway=anyway, author=by)
+        made = flow(
+            definition,
+            key=chosen,
+            limit=limit,
+            anyway=anyway,
+            author=by or getpass.getuser(),
+            approve=approve,
+            wait_seconds=wait,
+        )
     except TierError as error:
         err.print(str(error))
         raise typer.Exit(UNFINISHED) from None
@@ -102,6 +123,7 @@ def certificate(
     as_json: AsJson = False,
 ) -> None:
     """Print what a run's thresholds promise, and all that an auditor needs."""
+    from flows.audit import audits_of_promise, series_table
     from flows.calibration import Calibration
     from flows.certificate import differences, markdown
     from flows.labelling import definition_of
@@ -115,10 +137,14 @@ def certificate(
     wrong = (
         differences(Calibration(store, made_for, definition_of(made_for)), found) if check else []
     )
+    audits = audits_of_promise(store, run)
     if as_json:
-        print(orjson.dumps({**found, "differences": wrong} if check else found).decode())
+        checked = {"differences": wrong} if check else {}
+        print(orjson.dumps({**found, "audits": audits, **checked}).decode())
     else:
         out.print(markdown(found))
+        if audits:
+            out.print("\n".join(["\nAudits of runs by this certificate:\n", *series_table(audits)]))
         _tell_standing(store, run, found, certified_now(store, run))
         for line in wrong:
             err.print(line, style="red")
@@ -185,6 +211,43 @@ def decide(
         show(finished, out)
         if finished["pending"]:
             out.print(f"{finished['pending']:,} wait for a model; go on with: tamis run FILE")
+
+
+def reliability(
+    run_key: RunKey = None,
+    tier: Tier = None,
+    bins: Annotated[int, typer.Option(min=1, max=100, help="Rows of a table.")] = 10,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw it, too.")] = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far each tier's scores are probabilities, by the labels that are stored.
+
+    For people to look at: no threshold depends on it.
+    """
+    from flows.reliability import bars, reliability_of, svg
+
+    if plot is not None and plot.suffix != ".svg":
+        fail(f"{plot} is no .svg file, and only those are drawn; write --plot {plot.stem}.svg")
+    store, run = _found(database, run_key)
+    found = reliability_of(store, run, tier=tier, bins=bins)
+    if plot is not None:
+        plot.write_text(svg(found), "utf-8")
+    if as_json:
+        print(orjson.dumps(found).decode())
+        return
+    for one in found:
+        maps = ", ".join(
+            f"{one[name]['calibration_error']:.4f} after {curve}"
+            for name, curve in (("platt", "Platt's curve"), ("isotonic", "an isotonic one"))
+            if name in one
+        )
+        out.print(
+            f"{one['tier']}: {one['labels']:,} labels, {one['positive']:,} positive; Brier score "
+            f"{one['brier']:.4f}, calibration error {one['calibration_error']:.4f}"
+            f"{f' ({maps})' if maps else ''}"
+        )
+        print_rows(bars(one), False, empty="")
 
 
 @label_app.callback(invoke_without_command=True)

@@ -44,7 +44,10 @@ class Cascade:
             TierError: a tier could not go on; what was judged is kept.
         """
         self._store.undecide(self._run.id)
+        last = len(self._works) - 1
         for group in groups(self._definition):
+            if group == [last]:
+                self._store.audits.draw(self._run.id)
             if len(group) > 1:
                 _Overlap([self._works[i] for i in group], self._shown).run()
                 for position in group:
@@ -52,6 +55,9 @@ class Cascade:
                 self._tell_funnel(group)
             else:
                 self._one(group[0])
+        if len(group) > 1 and self._store.audits.draw(self._run.id):
+            self._one(last)
+        self._store.audits.settle(self._run.id)
         return any(self._pays_for_more(position) for position in self._affordable)
 
     def _one(self, position: int) -> None:

@@ -13,6 +13,7 @@ from prefect.artifacts import (
 from prefect.context import FlowRunContext
 
 from db.store import Run, Store
+from flows.audit import alarm_of, alarm_page
 from flows.summary import markdown, summary
 
 UPDATE_SECONDS = 5.0
@@ -29,6 +30,12 @@ def publish(store: Store, run: Run) -> None:
     create_markdown_artifact(
         markdown(finished), key=slug(f"{run.screen}-report"), description=f"Report of {run.key}"
     )
+    if (alarm := alarm_of(store, run)) is not None:
+        create_markdown_artifact(
+            alarm_page(store, run, alarm),
+            key=slug(f"{run.screen}-alarm"),
+            description=f"Alarm of {run.key}",
+        )
 
 
 class ProgressArtifact:

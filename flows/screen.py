@@ -17,6 +17,7 @@ from prefect.context import FlowRunContext
 
 from db.engine import check_ready, open_engine
 from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan
+from flows.audit import alarm_of
 from flows.budget import Budgets, check_prices
 from flows.calibration import require_calibration
 from flows.ingest import ingest, source_files
@@ -181,7 +182,8 @@ def working(store: Store, run: Run) -> Iterator[None]:
 def _how_it_ended(store: Store, run: Run) -> tuple[RunState, str | None]:
     account = store.account(run.id)
     if not account.failed and not account.pending:
-        return RunState.DONE, None
+        alarm = alarm_of(store, run)
+        return (RunState.DONE, None) if alarm is None else (RunState.ALARM, alarm)
     if store.batches.all(run.id, open_only=True):
         return RunState.WAITING, "for the answers of a batch"
     reasons = store.tier_reasons(run.id)

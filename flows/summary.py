@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from db.store import FunnelRow, Run, Store
+from flows.audit import audit_of, in_words, table_of
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
 ALWAYS = ("judged", "promoted", "accepted", "rejected")
@@ -36,6 +37,7 @@ def summary(store: Store, run: Run) -> dict[str, Any]:
         "seconds": round(status.seconds, 3),
         "usd": None if None in costs else round(sum(costs), 6),
         "tiers": tiers,
+        "audit": audit_of(store, run),
     }
 
 
@@ -74,6 +76,8 @@ def show(finished: dict[str, Any], console: Console) -> None:
     console.print(table)
     money = f"; {_usd(finished['usd'])} USD" if priced else ""
     console.print(f"{account_line(finished)}; {finished['seconds']:,.1f} s in all{money}")
+    if finished["audit"]:
+        console.print(in_words(finished["audit"]))
     rows = finished["rows"]
     if rows["bad"] or rows["duplicate"]:
         look = '; tamis sql "SELECT line, reason FROM bad_row"' if rows["bad"] else ""
@@ -111,5 +115,7 @@ def markdown(finished: dict[str, Any]) -> str:
         cells = [f"{tier[name]:,}" for name in (*COUNTS, *TOKENS)]
         cells += [f"{tier['seconds']:,.1f}", _usd(tier["usd"])]
         lines.append(f"| {tier['name']} | {' | '.join(cells)} |")
+    if finished["audit"]:
+        lines += ["", in_words(finished["audit"]), "", *table_of(finished["audit"])]
     asks = [f"tamis results {finished['run']}", f"tamis explain {finished['run']} KEY"]
     return "\n".join([*lines, "", "Look further:", "", "```", *asks, "```"])

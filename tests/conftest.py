@@ -17,6 +17,8 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from db.engine import check_ready, open_engine
 from db.store import Store
+from flows import judging
+from tiers.base import open_backend
 
 from .project import Project
 
@@ -66,6 +68,18 @@ def sqlite_url(tmp_path: Path) -> str:
 def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each kind."""
     return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for a screen that is run in this process, without Prefect, on either database.
+
+    The tiers' processes and Prefect's tasks are left to tests that use `project`.
+    """
+    monkeypatch.setenv("TAMIS_DATABASE_URL", database_url)
+    monkeypatch.setattr(judging, "open_tier", open_backend)
+    monkeypatch.setattr(judging, "judge_block", judging.judge_block.fn)
+    return tmp_path
 
 
 @pytest.fixture

@@ -79,16 +79,22 @@ class Unopenable:
 
 
 class Knowing(Steady):
-    """Scores a text that ends in `yes` higher than others, the more surely the smaller `noise`."""
+    """Scores a text that ends in `yes` higher than others, the more surely the smaller `noise`.
 
-    def __init__(self, rubric: str, noise: float, salt: str = "", paid: str | None = None) -> None:
+    One that holds the word `blind` it takes for another.
+    """
+
+    def __init__(
+        self, rubric: str, noise: float, salt: str = "", paid: str | None = None, blind: str = ""
+    ) -> None:
         super().__init__(rubric, paid=paid, salt=salt)
-        self._noise = noise
+        self._noise, self._blind = noise, blind
 
     def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
         for judgement, candidate in _beside(super().judge, candidates):
             share = self._noise * (judgement.score or 0.0)
-            sure = 1 - self._noise if candidate.text.endswith("yes") else 0.0
+            seen = not self._blind or self._blind not in candidate.text
+            sure = 1 - self._noise if seen and candidate.text.endswith("yes") else 0.0
             yield judgement._replace(score=sure + share)
 
 

@@ -10,31 +10,17 @@ import pytest
 
 from db.engine import open_engine
 from db.store import Label, LabelSource, Run, Store, rubric_digest
-from flows import judging
 from flows.calibrate import calibrate
 from flows.calibration import Calibration, disputes, truth
 from flows.certificate import differences, markdown
 from flows.screen import screen
 from flows.settings import Settings
-from tiers.base import open_backend
 from tiers.config import Screen, load_screen
 from tiers.types import TierError
 
 HERE = Path(__file__).parent
 COUNT = 900
 PROMISE = "{recall: 0.9, confidence: 0.9, against: large, labels: 200, seed: 3}"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for a screen that is run in this process, without Prefect, on either database.
-
-    The tiers' processes and Prefect's tasks are left to tests/test_guarantee_commands.py.
-    """
-    monkeypatch.setenv("TAMIS_DATABASE_URL", database_url)
-    monkeypatch.setattr(judging, "open_tier", open_backend)
-    monkeypatch.setattr(judging, "judge_block", judging.judge_block.fn)
-    return tmp_path
 
 
 def write(folder: Path, promise: str = PROMISE, every: int = 5, last: str = "") -> Screen:
@@ -51,7 +37,8 @@ def write(folder: Path, promise: str = PROMISE, every: int = 5, last: str = "") 
         "tiers:",
     ]
     for name, noise in (("small", 0.7), ("medium", 0.6), ("large", 0.2)):
-        options = f'{{noise: {noise}, salt: {name}, paid: "{folder}/{name}"}}'
+        blind = "" if name == "large" else ", blind: hidden"
+        options = f'{{noise: {noise}, salt: {name}, paid: "{folder}/{name}"{blind}}}'
         lines.append(
             f"  - {{name: {name}, backend: python, path: 'own_tiers:Knowing', folder: {HERE}, "
             f"options: {options}{last if name == 'large' else ''}}}"
@@ -184,6 +171,29 @@ def test_a_promise_is_not_run_without_its_calibration(folder: Path) -> None:
     with pytest.raises(TierError, match=r"promises recall >= 0\.9, but run 'try-1' is not calib"):
         screen.fn(definition)
     assert paid(folder, "small") == 0
+
+
+def test_thresholds_wait_for_approval_where_that_is_wanted(folder: Path) -> None:
+    definition = write(folder, PROMISE.replace("}", ", approval: true}"))
+    made = calibrate.fn(definition)
+    assert made["status"] == "waiting"
+    assert "tamis calibrate FILE --approve" in made["message"]
+    labelled = paid(folder, "large")
+    with pytest.raises(TierError, match="is not calibrated"):
+        screen.fn(definition)
+    approved = calibrate.fn(definition, approve=True, author="ada")
+    assert (approved["status"], approved["run"]) == ("certified", made["run"])
+    assert "| approved by | ada |" in markdown(approved)
+    assert screen.fn(definition) == made["run"]
+    # The word holds for this certificate, however often it is made; another label is another one.
+    assert calibrate.fn(definition, key=made["run"])["status"] == "certified"
+    assert labelled < paid(folder, "large") < COUNT
+    with stored() as (store, run):
+        calibration = Calibration(store, run, definition)
+        some = next(text_id for text_id, answer in calibration.labels().items() if answer)
+        arguments = (calibration.rubric, LabelSource.TIER, calibration.reviewer)
+        store.labels.tell(*arguments, {some: False}, replace=True)
+    assert calibrate.fn(definition, key=made["run"])["status"] == "waiting"
 
 
 def test_the_next_run_takes_the_thresholds_over(folder: Path) -> None:

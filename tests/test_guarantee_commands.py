@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +84,51 @@ def test_people_are_waited_for_with_code_3(project: Project, tmp_path: Path) -> 
     assert json.loads(out)["pairs"] == []
     code, out, err = project.tamis("label", "--reviewer", "ada", *database)
     assert code == 0, err
+
+
+def answer(prefect_url: str, process: subprocess.Popen[str], **form: object) -> None:
+    """What a person does in the Prefect UI: finds the paused run, and fills in its form."""
+    paused: list[dict[str, str]] = []
+    while process.poll() is None and not paused:
+        time.sleep(0.2)
+        wanted = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}}
+        paused = asked(f"{prefect_url}/flow_runs/filter", wanted)
+    told = asked(f"{prefect_url}/flow_runs/{paused[0]['id']}/resume", {"run_input": form})
+    assert told["status"] == "ACCEPT", told
+
+
+def asked(url: str, body: object) -> Any:
+    request = urllib.request.Request(  # noqa: S310
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as reply:  # noqa: S310
+        return json.load(reply)
+
+
+def test_a_person_approves_or_refuses_in_the_ui(project: Project, prefect_url: str) -> None:
+    write(project.folder, PROMISE.replace("}", ", approval: true}"))
+    command = ("calibrate", "screen.yaml", "--database", project.database)
+    code, out, err = project.tamis(*command, "--wait", "1")
+    assert code == 3, err
+    assert "certified and wait for approval" in out
+    labelled = paid(project.folder, "large")
+
+    process = project.start(*command, "--wait", "200")
+    answer(prefect_url, process, approved=False, by="ada", reason="too many")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 4, err
+    assert "refused by ada: too many" in out
+    assert "run try-1 waits 200 s for a person to approve" in err
+    code, _, err = project.tamis("certificate", "try-1", "--database", project.database)
+    assert (code, "is not calibrated" in err) == (2, True)
+
+    process = project.start(*command, "--wait", "200")
+    answer(prefect_url, process, approved=True, by="bob", reason="")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    code, out, err = project.tamis("certificate", "try-1", "--database", project.database)
+    assert "| approved by | bob |" in out
+    assert paid(project.folder, "large") == labelled
 
 
 @pytest.mark.parametrize("command", ["certificate", "what-if"])

@@ -13,7 +13,7 @@ from flows.labelling import COLUMNS, agreement, ask_in_turn, sheet, take_in
 from flows.moving import certified_now, change_of, consequences
 from flows.screen import screen
 
-from .test_calibrate import PROMISE, folder, paid, stored, write  # noqa: F401 - a fixture
+from .test_calibrate import PROMISE, paid, stored, write
 
 BY_PEOPLE = PROMISE.replace("large", "people")
 
@@ -37,7 +37,7 @@ def told(store: Store) -> dict[str, list[Any]]:
 
 
 @pytest.fixture
-def asked(folder: Path) -> Path:  # noqa: F811
+def asked(folder: Path) -> Path:
     """A folder whose calibration waits for people."""
     assert calibrate.fn(write(folder, BY_PEOPLE))["status"] == "waiting"
     return folder
@@ -126,7 +126,7 @@ def moved(store: Store, run: Run, low: float) -> dict[str, Any]:
     return consequences(store, run, *change_of(store, run, "small", low, None))
 
 
-def test_moved_thresholds_are_told_what_they_certify(folder: Path) -> None:  # noqa: F811
+def test_moved_thresholds_are_told_what_they_certify(folder: Path) -> None:
     definition = write(folder)
     made = calibrate.fn(definition, key="one")
     screen.fn(definition, key="one")

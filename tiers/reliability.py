@@ -123,6 +123,26 @@ def platt(scores: Floats, labelled: Mask, positive: Mask) -> Floats:
     return np.asarray(1 / (1 + np.exp(-(start + slope * logits))), np.float64)
 
 
+def cross_fitted(scores: Floats, positive: Mask) -> dict[str, Floats]:
+    """(n,) what `platt` and `isotonic` make of the scores; each half by the other half's curve.
+
+    A curve that was judged by the labels it was fitted to would look better than it is. Empty for
+    fewer than two scores.
+
+    Args:
+        scores: (n,) in [0, 1], without NaN.
+        positive: (n,) their labels.
+    """
+    if len(scores) < 2:
+        return {}
+    even = np.arange(len(scores)) % 2 == 0
+    by_even, by_odd = platt(scores, even, positive), platt(scores, ~even, positive)
+    steps = np.empty(len(scores))
+    for half in (even, ~even):
+        steps[half] = isotonic(scores[~half], positive[~half], scores[half])
+    return {"platt": np.where(even, by_odd, by_even), "isotonic": steps}
+
+
 def cohen_kappa(first: Mask, second: Mask) -> float:
     """Agreement of two reviewers beyond chance, in [-1, 1]: 1 is perfect, 0 is chance.
 

@@ -110,12 +110,27 @@ class GuaranteeSection(Section):
     """Of one candidate at each tier, in any unit; by default each tier is four times as dear."""
     seed: int = Field(0, ge=0)
     """Draws the sample. Trying several until the result pleases voids the promise."""
+    audit: float | None = Field(None, gt=0, lt=1)
+    """Share of the rejects that the last tier is asked about all the same: 0.5 % or 0.005."""
+    approval: bool = False
+    """Whether a person has to approve of certified thresholds before they take effect."""
+
+    @field_validator("audit", mode="before")
+    @classmethod
+    def _percent(cls, share: Any) -> Any:
+        written = re.fullmatch(r"([0-9.]+) ?%", share) if isinstance(share, str) else None
+        return share if written is None else float(Fraction(written[1]) / 100)
 
     @model_validator(mode="after")
     def _one_promise(self) -> "GuaranteeSection":
         promises = (self.recall, self.precision, self.accuracy)
         if sum(each is not None for each in promises) != 1:
             raise ValueError("write one of recall, precision and accuracy, such as recall: 0.95")
+        if self.audit is not None and (self.recall is None or self.by_people):
+            raise ValueError(
+                "audit asks the last tier what a recall has lost; leave it out, or write recall "
+                "and against: with the last tier's name"
+            )
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Labels, and policies as versions of a run's tier, with their certificates."""
+"""Labels, audits, and policies as versions of a run's tier, with their certificates."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -25,6 +25,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("rubric", "text_id", "source", "reviewer", name=op.f("pk_label")),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "audit",
+        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("candidate_id", BIG, nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("drawn", sa.Boolean(), nullable=False),
+        sa.Column("found", sa.Boolean(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["candidate_id"], ["candidate.id"], name=op.f("fk_audit_candidate_id_candidate")
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_audit_run_id_run")),
+        sa.PrimaryKeyConstraint("run_id", "candidate_id", name=op.f("pk_audit")),
+        sqlite_with_rowid=False,
+    )
     # No foreign keys in the new columns, because SQLite could never drop those again.
     op.add_column("policy", sa.Column("run_id", sa.Integer(), nullable=True))
     op.add_column("policy", sa.Column("position", sa.Integer(), nullable=True))
@@ -42,4 +56,5 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_policy_run_id"), table_name="policy")
     for column in ("certificate", "follows", "position", "run_id"):
         op.drop_column("policy", column)
+    op.drop_table("audit")
     op.drop_table("label")
