@@ -1,6 +1,7 @@
 """Sheets, one label at a time, two reviewers, and thresholds moved after a calibration."""
 
 import csv
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flows.calibrate import calibrate
 from flows.calibration import Calibration
 from flows.labelling import COLUMNS, agreement, ask_in_turn, sheet, take_in
 from flows.moving import certified_now, change_of, consequences
+from flows.reliability import bars, reliability_of, svg
 from flows.screen import screen
 
 from .test_calibrate import PROMISE, paid, stored, write
@@ -154,3 +156,40 @@ def test_moved_thresholds_are_told_what_they_certify(folder: Path) -> None:
     after = [paid(folder, tier) for tier in ("small", "medium", "large")]
     assert after[:2] == before[:2]
     assert after[2] - before[2] == lower["tiers"][2]["to_judge"] > 0
+
+
+def test_scores_are_held_against_labels(folder: Path) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition)
+    with stored() as (store, run):
+        found = reliability_of(store, run, bins=4)
+        assert [one["tier"] for one in found] == ["small", "medium"]
+        small, medium = found
+        assert small["labels"] == medium["labels"] == made["labels_used"]
+        assert sum(row["count"] for row in small["table"]) == made["labels_used"]
+        # By construction: others score up to the noise, positives from 1 - noise upwards.
+        assert medium["table"][0]["positive_share"] == 0
+        assert medium["table"][3]["positive_share"] == 1
+        assert small["platt"]["brier"] < small["brier"]
+        picture = svg(found)
+        circles = sum(row["count"] > 0 for one in found for row in one["table"])
+        assert ET.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own
+        assert picture.count("<circle") == circles
+        rows = bars(medium)
+        assert rows[-1]["#: positive, |: mean score"].count("#") == 29  # and the mark
+        with pytest.raises(StoreError, match="write one of: small, medium"):
+            reliability_of(store, run, tier="large")
+
+
+def test_without_labels_there_is_nothing_to_hold_scores_against(folder: Path) -> None:
+    definition = write(folder, PROMISE.replace("large", "people"))
+    calibrate.fn(definition)
+    with stored() as (store, run):
+        with pytest.raises(StoreError, match="no candidate of run 'try-1' has a label"):
+            reliability_of(store, run)
+        calibration = Calibration(store, run, definition)
+        texts = store.labels.texts(calibration.missing())
+        answers = {text_id: body.endswith("yes") for text_id, body in texts.items()}
+        store.labels.tell(calibration.rubric, LabelSource.PERSON, "ada", answers)
+        # The last tier has been asked nothing, so nothing is said of it.
+        assert [one["tier"] for one in reliability_of(store, run)] == ["small", "medium"]

@@ -6,6 +6,7 @@ import pytest
 from tiers.reliability import (
     brier,
     cohen_kappa,
+    cross_fitted,
     expected_calibration_error,
     isotonic,
     platt,
@@ -68,3 +69,17 @@ def test_kappa_by_hand() -> None:
     assert cohen_kappa(np.ones(3, bool), np.ones(3, bool)) == 1.0
     with pytest.raises(ValueError, match="50 answers beside 3"):
         cohen_kappa(first, np.ones(3, bool))
+
+
+def test_curves_are_judged_by_labels_that_they_have_not_seen() -> None:
+    rng = np.random.default_rng(2)
+    scores = rng.random(4_000)
+    positive = rng.random(4_000) < scores
+    squeezed = cross_fitted(scores**3, positive)
+    assert set(squeezed) == {"platt", "isotonic"}
+    for mapped in squeezed.values():
+        assert expected_calibration_error(mapped, positive) < 0.06
+    # Scores without meaning: a curve fitted to its own labels would claim to know them.
+    noise = rng.random(200) < 0.5
+    assert brier(cross_fitted(rng.random(200), noise)["isotonic"], noise) > 0.24
+    assert cross_fitted(np.array([0.5]), np.array([True])) == {}
