@@ -86,6 +86,46 @@ def test_people_are_waited_for_with_code_3(project: Project, tmp_path: Path) -> 
     assert code == 0, err
 
 
+def test_a_broken_promise_ends_with_code_4(project: Project, prefect_url: str) -> None:
+    database = ("--database", project.database)
+    write(project.folder, PROMISE.replace("}", ", audit: 30 %}"))
+    code, out, err = project.tamis("calibrate", "screen.yaml", *database)
+    assert code == 0, err
+    code, finished, err = project.run("--key", "try-1")
+    assert (code, finished["state"]) == (0, "done"), err
+    low, high = finished["audit"]["recall"]
+    assert 0.8 < low < high <= 1
+
+    file = project.folder / "in.jsonl"
+    file.write_text(file.read_text().replace(": yes", ": hidden yes"))
+    code, out, err = project.tamis("run", "screen.yaml", "--key", "later", *database)
+    assert code == 4, err
+    assert "run later: alarm, recall >= 0.9 is in doubt: the audits of 2 runs weigh" in out
+    assert "rejects were asked about all the same" in out
+    code, out, _ = project.tamis("status", *database)
+    assert "alarm" in out
+    code, out, _ = project.tamis("certificate", "later", *database)
+    assert "| later | " in out
+    assert "evidence against the promise" in out
+    pages = {"artifacts": {"key": {"any_": ["try-alarm"]}}}
+    (page,) = asked(f"{prefect_url}/artifacts/filter", pages)
+    assert "# Alarm: run later" in page["data"]
+    (report, *_) = asked(
+        f"{prefect_url}/artifacts/filter",
+        {"artifacts": {"key": {"any_": ["try-report"]}}, "sort": "CREATED_DESC"},
+    )
+    assert "| tier | rejects | audited | found |" in report["data"]
+
+    code, out, err = project.tamis("reliability", "try-1", "--plot", "scores.svg", *database)
+    assert code == 0, err
+    assert "small: 200 labels" in out
+    assert (project.folder / "scores.svg").read_text().startswith("<svg ")
+    code, out, _ = project.tamis("reliability", "try-1", "--tier", "medium", "--json", *database)
+    assert [one["tier"] for one in json.loads(out)] == ["medium"]
+    code, _, err = project.tamis("reliability", "try-1", "--plot", "scores.png", *database)
+    assert (code, "write --plot scores.svg" in err) == (2, True)
+
+
 def answer(prefect_url: str, process: subprocess.Popen[str], **form: object) -> None:
     """What a person does in the Prefect UI: finds the paused run, and fills in its form."""
     paused: list[dict[str, str]] = []
