@@ -75,7 +75,7 @@ _COUNTS = text("""
       COUNT(CASE WHEN run_tier.last AND verdict.outcome IN ('accept', 'review')
         AND verdict.why IS NULL AND NOT COALESCE(audit.drawn, false) THEN 1 END) AS kept,
       COUNT(CASE WHEN NOT run_tier.last AND verdict.outcome = 'reject'
-        AND COALESCE(audit.drawn, true) OR audit.drawn AND audit.found THEN 1 END) AS rejects,
+        OR audit.drawn AND audit.found THEN 1 END) AS rejects,
       COUNT(CASE WHEN audit.drawn AND audit.found IS NOT NULL THEN 1 END) AS audited,
       COUNT(CASE WHEN audit.drawn AND audit.found THEN 1 END) AS found,
       COUNT(CASE WHEN verdict.outcome IS NULL

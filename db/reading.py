@@ -47,6 +47,13 @@ _ONE_RESULT = text(f"{RESULT} {_ONE_CANDIDATE}")
 _ONE_DETAIL = text(f"{JUDGEMENT_DETAIL} {_ONE_CANDIDATE} ORDER BY run_tier.position").columns(
     judged_at=UtcDateTime(), reused=Boolean()
 )
+_AUDITED = text("""
+    SELECT run_tier.name
+    FROM audit
+    JOIN candidate ON candidate.id = audit.candidate_id
+    JOIN run_tier ON run_tier.run_id = audit.run_id AND run_tier.position = audit.position
+    WHERE audit.run_id = :run_id AND candidate.screen = :screen AND candidate.key = :key
+""")
 
 
 def funnel(connection: Connection, run_id: int) -> list[FunnelRow]:
@@ -104,6 +111,7 @@ def explain(connection: Connection, run_id: int, key: str) -> Explanation:
         tier=result["tier"],
         why=result["why"],
         judgements=[_detail(row, policies[row["position"]]) for row in details],
+        audited=connection.scalar(_AUDITED, parameters),
     )
 
 

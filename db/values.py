@@ -186,3 +186,5 @@ class Explanation:
     why: str | None
     judgements: list[JudgementDetail]
     """In the order of the tiers, those that the candidate reached and that answered."""
+    audited: str | None = None
+    """The tier that had rejected it, where an audit asked the last tier all the same."""

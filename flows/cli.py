@@ -376,6 +376,8 @@ def _show_explanation(found: Explanation) -> None:
         outcome = str(detail.outcome or "pending")
         table.add_row(detail.tier, score, detail.reading or "", outcome, why)
     out.print(table)
+    if found.audited is not None:
+        out.print(f"rejected by tier '{found.audited}'; an audit had the last tier asked as well")
 
 
 def _because(detail: JudgementDetail) -> str:

@@ -54,6 +54,10 @@ def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
                     "JOIN run_tier ON run_tier.run_id = audit.run_id "
                     f"AND run_tier.position = audit.position WHERE audit.run_id = {run.id}"
                 ).all()
+            # Whoever asks why somebody was accepted is told.
+            assert {row.name for row in drawn[:3]} == {
+                store.explain(run.id, row.key).audited for row in drawn[:3]
+            }
         assert found is not None
         kept = accepted(rows)
         by_lot = {row.key for row in drawn if row.drawn}
@@ -67,6 +71,7 @@ def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
                 assert tiers[row.key] == ("rejected", row.name)
         lost = len(positives() - kept) + len(finds)
         truth = (len(kept) - len(finds)) / (len(kept) - len(finds) + lost)
+        assert found["kept"] == len(kept) - len(finds)
         assert (found["audited"], found["found"]) == (len(by_lot), len(finds))
         assert found["rejects"] == sum(
             r["tier"] != "large" for r in rows if r["key"] not in kept

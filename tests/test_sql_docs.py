@@ -57,6 +57,11 @@ def screened(request: pytest.FixtureRequest) -> Iterator[Engine]:
         judge_all(store, run, position=1, model="large", score=0.9)
         store.decide(run.id, 1)
         store.finish(run.id, RunState.DONE)
+    with engine.begin() as connection:  # as an audit leaves it
+        connection.exec_driver_sql(
+            "INSERT INTO audit (run_id, candidate_id, position, drawn, found) SELECT run_id, "
+            "candidate_id, position, true, false FROM verdict WHERE outcome = 'reject'"
+        )
     yield engine
     engine.dispose()
 
