@@ -189,6 +189,33 @@ def test_tiers_that_work_together_are_audited_alike(folder, monkeypatch) -> None
     assert found["audit"]["found"] > 0
 
 
+def test_an_audit_that_cannot_be_paid_says_nothing_until_it_is(folder: Path) -> None:
+    definition = write(folder, AUDITED)
+    made = calibrate.fn(definition)
+    enough = summary_of_run(definition, "enough")
+    # A judgement is ten tokens here; another run finds all its answers but the newly audited.
+    short = write(folder, AUDITED, last=", budget: {tokens: 200}")
+    poor = summary_of_run(short, "poor")
+    assert (poor["state"], poor["audit"]["recall"]) == ("stopped", None)
+    assert poor["pending"] == poor["audit"]["waiting"] > 0
+    assert audits_before(made["run"], "poor") == ["enough"]
+    rich = summary_of_run(write(folder, AUDITED, last=", budget: {tokens: 9000}"), "poor")
+    assert (rich["state"], rich["pending"]) == ("done", 0)
+    assert rich["audit"]["audited"] > 20
+    assert audits_before(made["run"], "poor") == ["enough", "poor"]
+    assert enough["audit"]["evidence"] is not None
+
+
+def audits_before(first: str, key: str) -> list[str]:
+    """The runs whose audits count when this one is looked at."""
+    with stored() as (store, _):
+        return [
+            one["run"]
+            for one in audits_of_promise(store, store.find_run(key))
+            if one["run"] != first
+        ]
+
+
 def test_an_audit_costs_what_it_asks_and_nothing_twice(folder: Path) -> None:
     definition = write(folder, PROMISE)
     made = calibrate.fn(definition)
