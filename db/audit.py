@@ -39,25 +39,23 @@ _SEND_ON = text("""
     WHERE run_id = :run_id AND candidate_id IN (SELECT candidate_id FROM staged_audited)
 """)
 _TELL_FOUND = text("""
-    UPDATE audit SET found = (
-      SELECT CASE
-        WHEN verdict.outcome = 'reject' THEN false
-        WHEN verdict.outcome = 'accept' THEN true
-        WHEN verdict.outcome = 'review' AND verdict.why IS NULL THEN true
-      END
-      FROM verdict
-      WHERE verdict.run_id = audit.run_id AND verdict.candidate_id = audit.candidate_id
-    )
-    WHERE run_id = :run_id
+    UPDATE audit SET found = CASE
+      WHEN verdict.outcome = 'reject' THEN false
+      WHEN verdict.outcome = 'accept' THEN true
+      WHEN verdict.outcome = 'review' AND verdict.why IS NULL THEN true
+    END
+    FROM verdict
+    WHERE audit.run_id = :run_id
+      AND verdict.run_id = :run_id
+      AND verdict.candidate_id = audit.candidate_id
 """)
 _GIVE_BACK = text("""
-    UPDATE verdict SET position = (
-      SELECT audit.position FROM audit
-      WHERE audit.run_id = verdict.run_id AND audit.candidate_id = verdict.candidate_id
-    )
-    WHERE run_id = :run_id
-      AND outcome = 'reject'
-      AND candidate_id IN (SELECT candidate_id FROM audit WHERE run_id = :run_id)
+    UPDATE verdict SET position = audit.position
+    FROM audit
+    WHERE verdict.run_id = :run_id
+      AND verdict.outcome = 'reject'
+      AND audit.run_id = :run_id
+      AND audit.candidate_id = verdict.candidate_id
 """)
 _FORGET = (
     text("""
