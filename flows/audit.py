@@ -21,7 +21,7 @@ def audit_of(store: Store, run: Run) -> dict[str, Any] | None:
     if section is None:
         return None
     mine = store.audits.counts([run.id])[run.id]
-    names = [row.tier for row in store.funnel(run.id)]
+    names = [tier["name"] for tier in run.config["tiers"]]
     series = audits_of_promise(store, run)
     audit = _whole(mine)
     return {
