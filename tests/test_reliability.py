@@ -80,6 +80,9 @@ def test_curves_are_judged_by_labels_that_they_have_not_seen() -> None:
     for mapped in squeezed.values():
         assert expected_calibration_error(mapped, positive) < 0.06
     # Scores without meaning: a curve fitted to its own labels would claim to know them.
-    noise = rng.random(200) < 0.5
-    assert brier(cross_fitted(rng.random(200), noise)["isotonic"], noise) > 0.24
+    errors = []
+    for _ in range(20):
+        meaningless, noise = rng.random(60), rng.random(60) < 0.5
+        errors.append(brier(cross_fitted(meaningless, noise)["isotonic"], noise))
+    assert np.mean(errors) > 0.25
     assert cross_fitted(np.array([0.5]), np.array([True])) == {}
