@@ -1,5 +1,6 @@
 """What a person sees while a run works: bars in a terminal, plain lines elsewhere. On stderr."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -104,9 +105,10 @@ class Line:
 
 @contextmanager
 def display() -> Iterator[Display]:
-    """The display that suits where stderr goes."""
+    """The display that suits where stderr goes; what the tiers log is shown there, too."""
     if not sys.stderr.isatty():
-        yield Lines()
+        with _Log(lines := Lines()):
+            yield lines
         return
     columns = (
         TextColumn("{task.description:<12}"),
@@ -116,5 +118,22 @@ def display() -> Iterator[Display]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield Bars(progress)
+    with Progress(*columns, console=Console(stderr=True)) as progress, _Log(bars := Bars(progress)):
+        yield bars
+
+
+class _Log(logging.Handler):
+    """Shows what the tiers log while it is entered."""
+
+    def __init__(self, shown: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._shown = shown
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._shown.say(record.getMessage())
+
+    def __enter__(self) -> None:
+        logging.getLogger("tiers").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("tiers").removeHandler(self)

@@ -212,7 +212,7 @@ def test_a_redirect_is_not_followed_with_the_key(monkeypatch):
         assert not other.headers
 
 
-def test_a_server_that_is_restarted_in_the_middle_is_waited_for():
+def test_a_server_that_is_restarted_in_the_middle_is_waited_for(caplog):
     first = ModelServer(latency=0.01)
     first.__enter__()
     port = first.port
@@ -235,6 +235,9 @@ def test_a_server_that_is_restarted_in_the_middle_is_waited_for():
     second[0].__exit__()
     assert len(found) == 600
     assert all_right(found)
+    said = [record.getMessage() for record in caplog.records]
+    assert "is set aside and tried again now and then: " in said[0]
+    assert said[-1] == f"{first.url} answers again"
 
 
 def test_a_server_that_is_not_there_is_told_within_seconds():

@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any
 
 import aiohttp
+import uvloop
 
 from tiers.backends.http_address import Address, Failure, Refusal
 from tiers.base import Job
@@ -80,14 +81,19 @@ class Http:
         self._group = config.prompts_per_request if config.api == "completions" else 1
         self._grouped = False
         """Whether a request with several texts has gone well."""
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._session: aiohttp.ClientSession | None = None
+        self._woken = asyncio.Event()
+        self._running = False
+        """Whether a turn is under way: between two of them nothing new begins."""
+        self._source: Iterator[Ask] = iter(())
+        self._exhausted = True
         self._tasks: set[asyncio.Task[None]] = set()
         self._again: list[tuple[float, int, Ask]] = []
         self._numbers = count()
         self._ready: list[Judgement] = []
         self._readable = self._unreadable = 0
-        self._fatal: TierError | None = None
+        self._fatal: BaseException | None = None
         self._last_failure: Failure | None = None
         """Since the last good answer."""
         self._answered = False
@@ -105,11 +111,11 @@ class Http:
         Raises:
             TierError: the key, the model or the address is wrong, or no server answers.
         """
-        source = self._prepared(candidates)
+        self._source, self._exhausted = self._prepared(candidates), False
         self._good_at = self._left_at = time.monotonic()
         try:
             while True:
-                judgements, over = self._loop.run_until_complete(self._turn(source))
+                judgements, over = self._loop.run_until_complete(self._turn())
                 yield from judgements
                 if self._fatal is not None:
                     raise self._fatal
@@ -138,7 +144,7 @@ class Http:
         if texts:
             yield Ask(texts)
 
-    async def _turn(self, source: Iterator[Ask]) -> tuple[list[Judgement], bool]:
+    async def _turn(self) -> tuple[list[Judgement], bool]:
         """Work until there are judgements worth returning, or nothing is left to do."""
         if self._session is None:
             self._session = self._open()
@@ -146,19 +152,23 @@ class Http:
         now = time.monotonic()
         self._good_at += now - self._left_at  # while the loop stood still, nobody could answer
         until = now + TURN_SECONDS
-        self._woken = asyncio.Event()
-        exhausted = False
+        self._woken.clear()
+        self._running = True
         while self._fatal is None:
             now = time.monotonic()
-            exhausted = self._start(source, now)
+            self._start(now)
             self._check_patience(now)
-            idle = exhausted and not self._tasks and not self._again
-            if idle or (self._ready and (now >= until or len(self._ready) >= TURN_ROWS)):
+            if self._over or (self._ready and (now >= until or len(self._ready) >= TURN_ROWS)):
                 break
             await self._sleep(now, until)
+        self._running = False
         judgements, self._ready = self._ready, []
         self._left_at = time.monotonic()
-        return judgements, exhausted and not self._tasks and not self._again
+        return judgements, self._over
+
+    @property
+    def _over(self) -> bool:
+        return self._exhausted and not self._tasks and not self._again
 
     async def _name_labels(self) -> None:
         """Where a server can give the probability of any token, ask for the labels' by number."""
@@ -190,20 +200,20 @@ class Http:
             skip_auto_headers=("User-Agent", "Accept-Encoding"),
         )
 
-    def _start(self, source: Iterator[Ask], now: float) -> bool:
-        """Start what may start; whether the source is exhausted."""
+    def _start(self, now: float) -> None:
+        """Start what may start."""
         while (address := self._free(now)) is not None:
             if self._again and self._again[0][0] <= now:
                 ask = heapq.heappop(self._again)[2]
-            elif (new := next(source, None)) is not None:
+            elif (new := next(self._source, None)) is not None:
                 ask = new
             else:
-                return True
+                self._exhausted = True
+                return
             address.begin(ask.tokens + self._shared_tokens * len(ask.texts), now)
             task = self._loop.create_task(self._attempt(ask, address))
             self._tasks.add(task)
             task.add_done_callback(self._done)
-        return False
 
     def _free(self, now: float) -> Address | None:
         """The address that would answer first of those that may be asked."""
@@ -215,21 +225,27 @@ class Http:
         return min(free, key=lambda each: (each.in_flight + 1) * each.latency)
 
     def _done(self, task: asyncio.Task[None]) -> None:
+        """The next request begins at once; the turn wakes only for what it alone can do."""
         self._tasks.discard(task)
-        self._woken.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             if not isinstance(error, TierError):
                 error = TierError(f"tier '{self._config.name}': {type(error).__name__}: {error}")
             self._fatal = self._fatal or error
+        if self._running and self._fatal is None:
+            try:
+                self._start(time.monotonic())
+            except BaseException as error:  # noqa: BLE001 - the source's: `judge` raises it
+                self._fatal = error
+        if self._fatal is not None or self._over or len(self._ready) >= TURN_ROWS:
+            self._woken.set()
 
     async def _sleep(self, now: float, until: float) -> None:
-        """Wait for a reply, for the time to ask again, or for the end of the turn."""
-        moments = [until] if self._ready else []
+        """Wait for the time to ask again, for the end of the turn, or for enough replies."""
+        moments = [until if self._ready else now + TURN_SECONDS]
         if self._again:
             moments.append(self._again[0][0])
         moments += [now + wait for each in self._addresses if (wait := each.wait(now)) > 0]
-        later = max(min(moments) - now, 0.001) if moments else 1.0
-        alarm = self._loop.call_later(later, self._woken.set)
+        alarm = self._loop.call_later(max(min(moments) - now, 0.001), self._woken.set)
         await self._woken.wait()
         alarm.cancel()
         self._woken.clear()

@@ -1,6 +1,7 @@
 """One address of a server: a request to it, and what its reply or its silence means."""
 
 import email.utils
+import logging
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from tiers.pacing import Rate, Window, backoff
 from tiers.remote import hide
 from tiers.sections import HttpTier
 from tiers.types import TierError
+
+log = logging.getLogger(__name__)
 
 SET_ASIDE = 8
 """Failures in a row after which an address is left alone for a while."""
@@ -88,6 +91,8 @@ class Address:
         now = time.monotonic()
         self.in_flight -= 1
         if failure is None:
+            if not self.healthy:
+                log.warning("%s answers again", self.url)
             self.failures = 0
             self.latency += ((now - began) - self.latency) * (0.1 if self.latency else 1.0)
             self.window.answered(began, now)
@@ -96,6 +101,8 @@ class Address:
             self.window.refused(began, now)
         else:
             self.failures += 1
+            if self.failures == SET_ASIDE:
+                log.warning("%s is set aside and tried again now and then: %s", self.url, failure)
         pause = failure.after or 0.0
         if not self.healthy:
             pause = max(pause, backoff(self.failures - SET_ASIDE + 1, first=0.5))
