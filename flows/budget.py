@@ -34,19 +34,35 @@ class Purse:
         self._usd = sum(one.usd or 0.0 for one in before)
         self._tokens = sum(one.tokens for one in before)
         self._seconds = sum(one.seconds for one in before)
-        self._began = time.monotonic()
-        self._hours: list[tuple[float, float]] = []
+        self._working: list[tuple[float, float]] = []
+        """Tiers at work: since when, and what their machines cost an hour."""
+        self._since = 0.0
+        """When the first of them began: hours at the same time count once."""
 
-    def meter(self, usd_an_hour: float) -> None:
-        """Machines at this price run from now on."""
-        self._hours.append((time.monotonic(), usd_an_hour))
+    def start(self, usd_an_hour: float) -> tuple[float, float]:
+        """A tier works from now on, on machines at this price."""
+        meter = (time.monotonic(), usd_an_hour)
+        with self._lock:
+            if not self._working:
+                self._since = meter[0]
+            self._working.append(meter)
+        return meter
+
+    def stop(self, meter: tuple[float, float]) -> None:
+        """That tier works no more."""
+        now = time.monotonic()
+        with self._lock:
+            self._working.remove(meter)
+            self._usd += (now - meter[0]) * meter[1] / 3600
+            if not self._working:
+                self._seconds += now - self._since
 
     def lacks(self, usd: float, tokens: int) -> str | None:
         """Take so much out, or say which limit does not allow it."""
         limits, now = self._limits, time.monotonic()
         with self._lock:
-            spent = self._usd + sum((now - began) * usd / 3600 for began, usd in self._hours)
-            hours = (self._seconds + now - self._began) / 3600
+            spent = self._usd + sum((now - since) * each / 3600 for since, each in self._working)
+            hours = (self._seconds + (now - self._since if self._working else 0.0)) / 3600
             if limits.usd is not None and spent + usd > limits.usd:
                 return f"{self._whose} of {limits.usd:,.2f} USD is used up ({spent:,.4f} spent)"
             if limits.tokens is not None and self._tokens + tokens > limits.tokens:
@@ -92,9 +108,18 @@ class Gate:
         self._reserved: dict[int, tuple[int, float, int]] = {}
         self.closed: str | None = None
         """Why nobody is let through any more."""
-        for purse in purses:
-            if price is not None and price.hour:
-                purse.meter(price.hour)
+        self._meters: list[tuple[float, float]] = []
+
+    def start(self) -> None:
+        """The tier's machines work from now on."""
+        hour = self._price.hour or 0.0 if self._price is not None else 0.0
+        self._meters = [purse.start(hour) for purse in self._purses]
+
+    def stop(self) -> None:
+        """The tier's machines are no longer at work."""
+        for purse, meter in zip(self._purses, self._meters, strict=False):
+            purse.stop(meter)
+        self._meters = []
 
     def admit(self, candidate: Candidate) -> bool:
         """Reserve what a candidate will cost; False once a budget does not allow it."""

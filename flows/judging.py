@@ -13,7 +13,7 @@ from db.store import Run, Store, TierState
 from flows.budget import Budgets, Gate
 from flows.progress import Display, Step
 from flows.report import ProgressArtifact
-from tiers.base import Job, Tier, open_tier
+from tiers.base import Interruptible, Job, Tier, open_tier
 from tiers.types import Candidate, Judgement, TierError
 
 PAGE = 1_000
@@ -80,7 +80,7 @@ class TierRun:
     def __init__(self, work: TierWork, shown: Display) -> None:
         self.work = work
         self._shown = shown
-        self._began = time.monotonic()
+        self._began: float | None = None
         self._tier: Tier | None = None
         self._step: Step | None = None
         self._artifact: ProgressArtifact | None = None
@@ -130,6 +130,13 @@ class TierRun:
         if self._tier is not None:
             self._tier.close()
             self._tier = None
+            if self.work.gate is not None:
+                self.work.gate.stop()
+
+    def interrupt(self) -> None:
+        """Have the engine, which works in another thread, leave what is under way."""
+        if isinstance(self._tier, Interruptible):
+            self._tier.interrupt()
 
     def _judge(self, waiting: int, stored: Callable[[], None]) -> int:
         gate = self.work.gate
@@ -163,6 +170,9 @@ class TierRun:
         if self._tier is None:
             self.work.store.set_tier_state(self.work.run.id, self.work.position, TierState.RUNNING)
             began = time.monotonic()
+            self._began = self._began or began
+            if self.work.gate is not None:
+                self.work.gate.start()
             self._tier = open_tier(self.work.job)
             self._loaded = time.monotonic() - began
         return self._tier
@@ -173,15 +183,15 @@ class TierRun:
             self._told += 1
 
     def _set(self, state: TierState, reason: str | None, rates: object = None) -> None:
-        worked = self._step is not None
+        began = self._began
         measured = rates if isinstance(rates, dict) else {}
         self.work.store.set_tier_state(
             self.work.run.id,
             self.work.position,
             state,
             reason=reason,
-            seconds=time.monotonic() - self._began if worked else 0.0,
-            load_seconds=self._loaded if worked and state is TierState.DONE else None,
+            seconds=0.0 if began is None else time.monotonic() - began,
+            load_seconds=self._loaded if began and state is TierState.DONE else None,
             prompt_rate=measured.get("prefill"),
             decode_rate=measured.get("decode"),
         )
@@ -264,12 +274,17 @@ def _flushes(judgements: Iterator[Judgement]) -> Iterator[list[Judgement]]:
     """Judgements in groups worth a commit, none of them kept waiting for long."""
     ready: list[Judgement] = []
     flushed = time.monotonic()
-    for judgement in judgements:
-        ready.append(judgement)
-        now = time.monotonic()
-        if len(ready) >= FLUSH_ROWS or now - flushed >= FLUSH_SECONDS:
-            yield ready
-            ready, flushed = [], now
+    try:
+        for judgement in judgements:
+            ready.append(judgement)
+            now = time.monotonic()
+            if len(ready) >= FLUSH_ROWS or now - flushed >= FLUSH_SECONDS:
+                yield ready
+                ready, flushed = [], now
+    except (Exception, KeyboardInterrupt):
+        if ready:
+            yield ready  # paid for, whatever happened then
+        raise
     if ready:
         yield ready
 

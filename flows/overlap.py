@@ -23,6 +23,8 @@ DECIDE_SHARE = 20
 LOOK_SECONDS = 0.25
 LOOK_SHARE = 50
 LONGEST_PAUSE = 15.0
+GRACE_SECONDS = 2.0
+"""For answers that are under way when a run is stopped."""
 MORE = 1.02
 """A budget that pays for so much more than before is worth another round."""
 
@@ -131,6 +133,7 @@ class _Overlap:
         self._shown = shown
         self._over = [threading.Event() for _ in works]
         self._errors: list[BaseException] = []
+        self._tiers: list[TierRun] = []
 
     def run(self) -> None:
         threads = [
@@ -145,6 +148,10 @@ class _Overlap:
                     thread.join(0.2)
         finally:
             self._stop.set()
+            for thread in threads:
+                thread.join(GRACE_SECONDS)
+            for tier in self._tiers:
+                tier.interrupt()
             for thread in threads:
                 thread.join()
         if self._errors:
@@ -163,6 +170,7 @@ class _Overlap:
         """Judge what waits, until nothing more can come from the tier before."""
         work = self._works[number]
         tier = TierRun(work, self._shown)
+        self._tiers.append(tier)
         decide = _Decider(tier) if number < len(self._works) - 1 else None
         began = time.monotonic()
         try:

@@ -28,7 +28,7 @@ from flows.report import publish
 from flows.settings import Settings, load_keys
 from tiers.base import identity, inspect, job_of
 from tiers.config import Screen
-from tiers.prices import price_of
+from tiers.prices import Price, price_of
 from tiers.sections import RemoteTier
 from tiers.types import TierError
 
@@ -111,12 +111,21 @@ def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) ->
             job_of(definition, position),
             judge_id,
             price_ids[position],
-            by_tokens=price is not None and not price.hour and max(price[:3]) > 0,
+            by_tokens=_by_tokens(definition, position, price),
             gate=budgets.gate(position),
             budgets=budgets,
         )
         for position, (judge_id, price) in enumerate(zip(judges, prices, strict=True))
     ]
+
+
+def _by_tokens(definition: Screen, position: int, price: Price | None) -> bool:
+    """Whether a price or a budget goes by the tokens that a server tells, or fails to."""
+    tier = definition.tiers[position]
+    if price is not None and not price.hour and max(price[:3]) > 0:
+        return True
+    budgets = [each for each in (definition.budget, tier.budget) if each is not None]
+    return isinstance(tier, RemoteTier) and any(each.tokens for each in budgets)
 
 
 def prepare(definition: Screen, key: str | None) -> str:

@@ -61,19 +61,31 @@ def test_machines_cost_while_they_run(monkeypatch):
     monkeypatch.setattr("flows.budget.time.monotonic", lambda: now[0])
     purse = Purse(BudgetSection(usd=1.0), "the budget", NOTHING)
     opened = Gate([purse], Price(0, 0, 0, 3.6, "test"), None, "rubric")
+    now[0] += 5000  # other tiers work
+    opened.start()
     assert opened.admit(Candidate(1, "x"))
     now[0] += 999
     assert opened.admit(Candidate(2, "x"))
+    opened.stop()
+    now[0] += 5000
+    opened.start()
+    assert opened.admit(Candidate(3, "x"))
     now[0] += 2
-    assert not opened.admit(Candidate(3, "x"))
+    assert not opened.admit(Candidate(4, "x"))
 
 
 def test_hours_count_those_of_earlier_attempts(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("flows.budget.time.monotonic", lambda: now[0])
     purse = Purse(BudgetSection(hours=1), "the budget", [Spent(0, 0.0, 3500.0, 0)])
+    now[0] += 5000
+    one, other = purse.start(0.0), purse.start(0.0)
     assert purse.lacks(0, 0) is None
-    now[0] += 101
+    now[0] += 99
+    purse.stop(one)
+    assert purse.lacks(0, 0) is None  # hours at the same time count once
+    now[0] += 2
+    purse.stop(other)
     assert purse.lacks(0, 0) == "the budget of 1 hours is used up"
 
 

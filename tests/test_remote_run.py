@@ -12,6 +12,7 @@ import yaml
 
 from .openai_server import ModelServer, is_match
 from .project import Project
+from .test_http_odd_servers import Odd
 
 SECRET = "sk-in-the-whole-run-1234"  # noqa: S105
 PRICE = "price: {input: 2.0, cached_input: 0.5, output: 8.0}"
@@ -129,6 +130,46 @@ def test_killed_at_half_only_what_was_under_way_is_asked_again(project):
         assert again <= 32 + 256
     assert summary["accepted"] == count // 3
     assert right(project, "one")
+
+
+def test_a_budget_of_tokens_needs_a_server_that_tells_them(project):
+    def untold(_: int, __: Any, reply: Any) -> Any:
+        return 200, {**reply, "usage": None}, {}
+
+    with Odd(untold) as server:
+        project.write(http(server, ACCEPT, "budget: {tokens: 3000}"), count=900)
+        code, summary, err = project.run()
+        assert (code, summary["state"]) == (3, "stopped")
+        assert "does not tell how many tokens it charges" in err
+        assert server.count < 900
+
+
+def test_what_was_answered_before_a_tier_stopped_is_kept(project):
+    def revoked(number: int, _: Any, __: Any) -> Any:
+        return (401, {"error": {"message": "revoked"}}, {}) if number > 300 else None
+
+    with Odd(revoked) as server:
+        project.write(http(server, ACCEPT, "concurrency: 4"), count=900)
+        code, summary, _ = project.run()
+        assert (code, summary["state"]) == (3, "stopped")
+        assert 300 - 4 <= summary["tiers"][0]["judged"] <= 300
+
+
+def test_ctrl_c_ends_tiers_that_work_at_the_same_time(project):
+    hangs = ModelServer(fault=lambda number, _: "hang" if number > 300 else None)
+    with hangs as one, ModelServer() as two:
+        first = http(one, "policy: {reject_below: 0.3}", "timeout_seconds: 60", name="first")
+        project.write(first, http(two, ACCEPT, name="second"), count=900)
+        child = project.start("run", "screen.yaml", "--database", project.database)
+        while sum(one.good.values()) < 300:
+            assert child.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        began = time.monotonic()
+        os.killpg(child.pid, signal.SIGINT)
+        child.communicate(timeout=40)
+        assert child.returncode == 130
+        assert time.monotonic() - began < 30
 
 
 def test_a_server_without_an_answer_to_the_question_decides_nothing(project):

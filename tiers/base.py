@@ -1,7 +1,7 @@
 """The seam between flow and engines: one verb, `judge`, and `close`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tiers.config import Screen
 from tiers.sections import AnyTier, HttpTier, LlamaTier, OpenAIBatchTier, PythonTier, VllmTier
@@ -22,6 +22,13 @@ class Tier(Protocol):
     def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A tier whose `judge` can be ended from another thread."""
+
+    def interrupt(self) -> None: ...
 
 
 class Inspection(NamedTuple):

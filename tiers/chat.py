@@ -53,6 +53,8 @@ class Dialect(NamedTuple):
     """Tokens whose probabilities are asked for by number, wherever they rank."""
     plain: frozenset[str] = frozenset()
     """Settings that are left out because the server refuses them."""
+    other_limit: bool = False
+    """Whether `limit` was changed: some refusals name both, and neither helps then."""
 
     @classmethod
     def of(cls, config: RemoteTier) -> "Dialect":
@@ -69,10 +71,11 @@ class Dialect(NamedTuple):
             return self._replace(named=())
         if "logprobs" in said and self.top_logprobs:
             return self._replace(top_logprobs=5 if self.top_logprobs > 5 else 0)
-        if "max_completion_tokens" in said and self.limit == "max_tokens":
-            return self._replace(limit="max_completion_tokens")
-        if "max_tokens" in said and self.limit != "max_tokens" and "context" not in said:
-            return self._replace(limit="max_tokens")
+        if not self.other_limit:
+            if "max_completion_tokens" in said and self.limit == "max_tokens":
+                return self._replace(limit="max_completion_tokens", other_limit=True)
+            if "max_tokens" in said and self.limit != "max_tokens" and "context" not in said:
+                return self._replace(limit="max_tokens", other_limit=True)
         if ("response_format" in said or "schema" in said) and self.schema:
             return self._replace(schema="json_object" if self.schema == "json_schema" else None)
         for setting in ("temperature", "prompt_cache_key", "seed"):
@@ -166,7 +169,10 @@ class Conversation:
     def has_probabilities(self, choice: Mapping[str, Any]) -> bool:
         """Whether the server gave the probabilities that were asked for."""
         completions = self._config.api == "completions"
-        return bool(_completion_lists(choice) if completions else _chat_lists(choice))
+        try:
+            return bool(_completion_lists(choice) if completions else _chat_lists(choice))
+        except (KeyError, TypeError, AttributeError):
+            return False
 
     def _prompt(self, rubric: str) -> Prompt:
         ask = self._config.ask
@@ -190,8 +196,7 @@ class Conversation:
     def _envelope(self, cache_key: str) -> tuple[bytes, bytes, bytes]:
         """The body's bytes before, between and after the candidates' texts."""
         config, dialect = self._config, self.dialect
-        mark = "\u2063candidate\u2063"
-        text = f"{self.prompt.head}{mark}{self.prompt.tail}"
+        text = mark = "\u2063prompt\u2063"
         settings: Json = {"model": config.model}
         if config.api == "completions":
             settings |= {"prompt": [text], "logprobs": dialect.top_logprobs or None}
@@ -211,11 +216,8 @@ class Conversation:
         kept = {k: v for k, v in settings.items() if k not in dialect.plain and v is not None}
         whole = orjson.dumps(kept)
         before, after = whole.split(mark.encode())
-        if config.api != "completions":
-            return before, b"", after
-        opening, closing = before.rindex(b'["') + 2, after.index(b'"]')
-        head, tail = before[opening:], after[:closing]
-        return before, tail + b'","' + head, after
+        head, tail = (orjson.dumps(part)[1:-1] for part in self.prompt[:2])
+        return before + head, tail + b'","' + head, tail + after
 
     def _format(self, schema: str) -> Json:
         if schema == "json_object":
@@ -308,7 +310,9 @@ def read_listed(
     least, total, found = 1.0, 0.0, False
     for token, logprob in listed:
         if not logprob > NO_PROBABILITY:  # NaN too
-            return ListedAnswer(None, None, None)
+            if token in spelled:
+                return ListedAnswer(None, None, None)
+            continue
         probability = math.exp(min(logprob, 0.0))
         total += probability
         least = min(least, probability)
@@ -347,12 +351,15 @@ def usage_of(reply: Mapping[str, Any]) -> Usage | None:
         return None
     prompt = usage.get("prompt_tokens_details") or {}
     completion = usage.get("completion_tokens_details") or {}
-    return Usage(
-        int(usage["prompt_tokens"]),
-        int(prompt.get("cached_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
-        int(completion.get("reasoning_tokens") or 0),
-    )
+    try:
+        return Usage(
+            int(usage["prompt_tokens"]),
+            int(prompt.get("cached_tokens") or 0),
+            int(usage.get("completion_tokens") or 0),
+            int(completion.get("reasoning_tokens") or 0),
+        )
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _object(text: str) -> Json | None:

@@ -278,6 +278,16 @@ class RemoteTier(ModelTierSection):
     extra: dict[str, JsonValue] = {}
     """Further keys of each request, such as `reasoning_effort: low`."""
 
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if ours := {"model", "messages", "prompt", "stream", "n"} & extra.keys():
+            raise ValueError(
+                f"'{min(ours)}' is written by Tamis; leave it out of extra"
+                + ", and write model: in the tier" * ("model" in ours)
+            )
+        return extra
+
     @field_validator("key_variable")
     @classmethod
     def _a_name(cls, name: str | None) -> str | None:

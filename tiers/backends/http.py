@@ -8,7 +8,7 @@ import asyncio
 import heapq
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -19,7 +19,7 @@ from tiers.backends.http_address import Address, Failure, Refusal
 from tiers.base import Job
 from tiers.chat import CHARACTERS_PER_TOKEN, Dialect, Reading, Unreadable, Usage, usage_of
 from tiers.pacing import backoff
-from tiers.remote import conversation, key_of, prepare
+from tiers.remote import conversation, hide, key_of, prepare
 from tiers.sections import HttpTier
 from tiers.types import Candidate, Judgement, TierError
 
@@ -27,11 +27,13 @@ TURN_SECONDS = 0.05
 TURN_ROWS = 512
 UNREADABLE_ATTEMPTS = 3
 """A reply without a verdict is asked for so many times: at temperature 0 it seldom changes."""
+REFUSED_IN_A_ROW = 20
+"""So many refusals without an answer between them, and it is not the candidates."""
 UNREADABLE_AT_FIRST = 20
 """So many replies without one verdict, and it is the model or the question."""
 FIRST_ANSWER_SECONDS = 10.0
 """How long to wait for a server that has never answered."""
-
+NAME_SHOWN = 100
 
 NOTHING = Usage()
 
@@ -53,8 +55,8 @@ class Ask:
 
     texts: list[Sent]
     attempts: int = 0
-    alone: bool = field(default=False)
-    """Not to be grouped: a group with it was refused."""
+    failed_at: Address | None = None
+    """To be asked elsewhere the next time."""
 
     @property
     def tokens(self) -> int:
@@ -92,10 +94,12 @@ class Http:
         self._again: list[tuple[float, int, Ask]] = []
         self._numbers = count()
         self._ready: list[Judgement] = []
+        self._refusals: list[Judgement] = []
+        """Since the last answer; they stand once there is another one."""
         self._readable = self._unreadable = 0
+        self._interrupted = False
         self._fatal: BaseException | None = None
         self._last_failure: Failure | None = None
-        """Since the last good answer."""
         self._answered = False
         self._good_at = self._left_at = 0.0
         """When the last good answer came, and when the loop last stood still."""
@@ -119,10 +123,19 @@ class Http:
                 yield from judgements
                 if self._fatal is not None:
                     raise self._fatal
-                if over:
+                if over or self._interrupted:
+                    yield from self._stand()
                     return
+        except KeyboardInterrupt:
+            yield from self._ready
+            raise
         finally:
             self._loop.run_until_complete(self._cancel())
+
+    def interrupt(self) -> None:
+        """End `judge` in another thread, without the answers that are under way."""
+        self._interrupted = True
+        self._loop.call_soon_threadsafe(self._woken.set)
 
     def close(self) -> None:
         if self._session is not None:
@@ -154,7 +167,7 @@ class Http:
         until = now + TURN_SECONDS
         self._woken.clear()
         self._running = True
-        while self._fatal is None:
+        while self._fatal is None and not self._interrupted:
             now = time.monotonic()
             self._start(now)
             self._check_patience(now)
@@ -182,7 +195,7 @@ class Http:
             try:
                 async with self._session.post(url, json=body, allow_redirects=False) as reply:
                     tokens = (await reply.json())["tokens"]
-            except (aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+            except (aiohttp.ClientError, TimeoutError, KeyError, TypeError, ValueError):
                 return  # then the likeliest tokens have to do
             if len(tokens) == 1:
                 single.append(int(tokens[0]))
@@ -202,7 +215,7 @@ class Http:
 
     def _start(self, now: float) -> None:
         """Start what may start."""
-        while (address := self._free(now)) is not None:
+        while free := self._free(now):
             if self._again and self._again[0][0] <= now:
                 ask = heapq.heappop(self._again)[2]
             elif (new := next(self._source, None)) is not None:
@@ -210,19 +223,25 @@ class Http:
             else:
                 self._exhausted = True
                 return
+            address = self._best(free, ask.failed_at)
             address.begin(ask.tokens + self._shared_tokens * len(ask.texts), now)
             task = self._loop.create_task(self._attempt(ask, address))
             self._tasks.add(task)
             task.add_done_callback(self._done)
 
-    def _free(self, now: float) -> Address | None:
-        """The address that would answer first of those that may be asked."""
+    def _free(self, now: float) -> list[Address]:
+        """The addresses that may be asked. Only one is, until it has shown what it gives."""
         if not self._settled and self._tasks:
-            return None
-        free = [address for address in self._addresses if address.free(now)]
-        if len(free) <= 1:
-            return free[0] if free else None
-        return min(free, key=lambda each: (each.in_flight + 1) * each.latency)
+            return []
+        return [address for address in self._addresses if address.free(now)]
+
+    @staticmethod
+    def _best(free: list[Address], avoid: Address | None) -> Address:
+        """The address that would answer first, but another one than where it failed."""
+        if len(free) == 1:
+            return free[0]
+        others = [address for address in free if address is not avoid]
+        return min(others, key=lambda each: (each.in_flight + 1) * each.latency)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         """The next request begins at once; the turn wakes only for what it alone can do."""
@@ -257,12 +276,14 @@ class Http:
         failure: Failure | None = None
         try:
             reply = await address.post(self._session, self._talk.body([t.text for t in ask.texts]))
+            for sent, usage in zip(ask.texts, _shares(reply, ask), strict=True):
+                sent.usage += usage
             self._check_model(reply, address)
         except Failure as error:
             failure = error
         except Refusal as error:
             address.end(began, None)
-            self._refused(ask, str(error))
+            self._refused(ask, str(error), address)
             return
         except BaseException:
             address.in_flight -= 1
@@ -270,38 +291,46 @@ class Http:
         address.end(began, failure)
         if failure is None:
             self._good_at, self._answered = time.monotonic(), True
-            self._last_failure = None
-            self._read(ask, reply, self._good_at - began)
+            address.good += 1
+            self._ready += self._stand()
+            self._read(ask, reply, self._good_at - began, address)
         else:
             self._failed(ask, failure, address)
 
     def _check_model(self, reply: Mapping[str, Any], address: Address) -> None:
         """Refuse a reply that another model gave than the one asked, or than the first reply's."""
         told, asked = reply.get("model"), self._config.model
-        if not isinstance(told, str) or told in (asked, address.served):
+        if not isinstance(told, str) or told == address.served:
             return
+        told = hide(told, key_of(self._config))[:NAME_SHOWN]
         if address.served is None:
             address.served = told
             if asked not in told and told not in asked:
                 self._remarks.append(f"{address.url} calls the model '{told}', not '{asked}'")
-            return
-        raise Failure(f"the reply is of the model '{told}', not of '{asked}'")
+        elif told != address.served:
+            raise Failure(f"the reply is of the model '{told}', not of '{address.served}'")
 
-    def _read(self, ask: Ask, reply: dict[str, Any], seconds: float) -> None:
-        choices = {choice.get("index", i): choice for i, choice in enumerate(reply["choices"])}
-        if not self._settled and not self._settle(ask, choices[min(choices)]):
-            ask.texts[0].usage += usage_of(reply) or NOTHING
+    def _read(self, ask: Ask, reply: dict[str, Any], seconds: float, address: Address) -> None:
+        given = reply["choices"]
+        choices = {choice.get("index", i): choice for i, choice in enumerate(given)}
+        if len(ask.texts) == 1:
+            choices = {0: given[0]}  # whatever number it has
+        if not self._settled and not self._settle(ask, given[0]):
+            return
+        if address.good == 1 and self._gives_less(address, given[0]):
+            self._put_back(ask, 0.0)
             return
         if len(choices) < len(ask.texts):
             self._one_by_one(ask)
             return
         self._grouped |= len(ask.texts) > 1
-        for i, (sent, usage) in enumerate(zip(ask.texts, _shares(reply, ask), strict=True)):
-            sent.usage += usage
+        for i, sent in enumerate(ask.texts):
             try:
                 reading = self._talk.read(choices[i])
-            except (Unreadable, KeyError, TypeError) as error:
+            except Unreadable as error:
                 self._no_verdict(sent, str(error), seconds)
+            except (KeyError, TypeError, AttributeError, ValueError):
+                self._no_verdict(sent, "the reply is not shaped as the protocol says", seconds)
             else:
                 self._readable += 1
                 self._ready.append(_judgement(sent, seconds, reading=reading))
@@ -323,18 +352,44 @@ class Http:
     def _speak(self, dialect: Dialect) -> None:
         self._talk = conversation(self._job, dialect)
 
-    def _refused(self, ask: Ask, said: str) -> None:
+    def _gives_less(self, address: Address, choice: Mapping[str, Any]) -> bool:
+        """Whether an address gives no probabilities where another does; it is then left out."""
+        less = self._talk.by_probability and not self._talk.has_probabilities(choice)
+        if less and any(other.good for other in self._addresses if other is not address):
+            self._leave_out(address, "it gives no probabilities")
+            return True
+        return False
+
+    def _leave_out(self, address: Address, why: str) -> None:
+        if not address.unfit:
+            self._remarks.append(f"{address.url} is left out, as other addresses give more: {why}")
+        address.unfit = True
+
+    def _stand(self) -> list[Judgement]:
+        """Refusals that an answer has shown to be about the candidates."""
+        refusals, self._refusals = self._refusals, []
+        return refusals
+
+    def _refused(self, ask: Ask, said: str, address: Address) -> None:
         """The server will not take the request: another dialect, each text alone, or a person."""
-        if not self._settled and (other := self._talk.dialect.without(said)) is not None:
+        other = self._talk.dialect.without(said)
+        too_long = "context" in said.lower() or "too long" in said.lower()
+        if not self._settled and other is not None:
             self._speak(other)
             self._put_back(ask, 0.0)
         elif len(ask.texts) > 1:
             self._one_by_one(ask)
-        elif self._settled or "context" in said.lower() or "too long" in said.lower():
+        elif other is not None and not address.good and self._answered:
+            self._leave_out(address, said)
+            self._put_back(ask, 0.0)
+        elif too_long:
             self._ready.append(_judgement(ask.texts[0], 0.0, error=f"the server refused: {said}"))
+        elif self._settled and len(self._refusals) < REFUSED_IN_A_ROW:
+            refusal = _judgement(ask.texts[0], 0.0, error=f"the server refused: {said}")
+            self._refusals.append(refusal)
         else:
             self._fatal = TierError(
-                f"tier '{self._config.name}': {self._addresses[0].url} refuses the request: {said}"
+                f"tier '{self._config.name}': {address.url} refuses the request: {said}"
             )
 
     def _one_by_one(self, ask: Ask) -> None:
@@ -347,6 +402,7 @@ class Http:
     def _failed(self, ask: Ask, failure: Failure, address: Address) -> None:
         """Ask again later; a request that fails where others go well is given up in the end."""
         self._last_failure = failure
+        ask.failed_at = address
         if failure.counts and len(ask.texts) > 1:
             self._one_by_one(ask)  # some servers break on what they should refuse
             return
@@ -378,15 +434,17 @@ class Http:
 
     def _check_patience(self, now: float) -> None:
         """Stop where nobody has answered well for long, although asked."""
-        if self._last_failure is None:
+        closed = any(address.closed(now) for address in self._addresses)
+        if self._last_failure is None or not (self._again or self._tasks or closed):
             return
         patience = max(self._config.patience_seconds, self._config.timeout_seconds)
-        if not self._answered and not self._last_failure.counts and not self._last_failure.slow:
+        last = self._last_failure
+        if not self._answered and not last.slow and (last.lasting or not last.counts):
             patience = min(self._config.patience_seconds, FIRST_ANSWER_SECONDS)
         if now - self._good_at > patience:
             self._fatal = TierError(
                 f"tier '{self._config.name}': no good answer for {patience:g} s; the last was: "
-                f"{self._last_failure}. Start the server or correct base_url, then run again: "
+                f"{last}. Start the server or correct base_url, then run again: "
                 "what was judged is kept"
             )
 

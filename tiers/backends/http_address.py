@@ -2,6 +2,7 @@
 
 import email.utils
 import logging
+import math
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 SET_ASIDE = 8
 """Failures in a row after which an address is left alone for a while."""
+LONG_PAUSE = 10.0
+"""Seconds from which on a pause is told."""
 SHOWN = 300
 """Characters of a server's own words in a message."""
 
@@ -30,15 +33,23 @@ class Failure(Exception):
         after: seconds that the server asked to wait; None if it did not say.
         counts: whether it counts against the request, and not against the address alone.
         slow: whether the server had too much to do.
+        lasting: whether it is the same every time as long as nobody corrects something.
     """
 
     def __init__(
-        self, said: str, *, after: float | None = None, counts: bool = True, slow: bool = False
+        self,
+        said: str,
+        *,
+        after: float | None = None,
+        counts: bool = True,
+        slow: bool = False,
+        lasting: bool = False,
     ) -> None:
         super().__init__(said)
         self.after = after
         self.counts = counts
         self.slow = slow
+        self.lasting = lasting
 
 
 class Refusal(Exception):
@@ -55,9 +66,16 @@ class Address:
         """The name under which the server first answered."""
         self.window = Window(config.concurrency)
         self.failures = 0
-        """In a row."""
+        """In a row, busy answers aside."""
         self.latency = 0.0
-        """Of late, in seconds."""
+        """Of late, in seconds; a failure doubles it."""
+        self.unfit = False
+        """Whether it gives less than the others, so that it is not asked any more."""
+        self.good = 0
+        """Replies with an answer."""
+        self._busy = 0
+        """Busy answers in a row; those to requests of before the last one count as one."""
+        self._busy_at = 0.0
         self._config = config
         self._key = key
         # Parsed once: aiohttp would do it for every request.
@@ -72,8 +90,14 @@ class Address:
 
     def free(self, now: float) -> bool:
         """Whether a request may begin now."""
+        if self.unfit:
+            return False
         most = self.window.size if self.healthy else 1.0
         return self.in_flight < most and self.wait(now) <= 0
+
+    def closed(self, now: float) -> bool:
+        """Whether it is being left alone, for a failure or because it asked for it."""
+        return self._closed_until > now
 
     def wait(self, now: float) -> float:
         """Seconds until the address may be asked, apart from what is under way there."""
@@ -93,19 +117,30 @@ class Address:
         if failure is None:
             if not self.healthy:
                 log.warning("%s answers again", self.url)
-            self.failures = 0
+            self.failures = self._busy = 0
             self.latency += ((now - began) - self.latency) * (0.1 if self.latency else 1.0)
             self.window.answered(began, now)
             return
+        self._failed(failure, began, now)
+
+    def _failed(self, failure: Failure, began: float, now: float) -> None:
+        # Else one that fails at once would look like the fastest.
+        self.latency = min(2 * max(self.latency, now - began, 0.05), self._config.timeout_seconds)
+        pause = failure.after or 0.0
         if failure.slow:
+            if began >= self._busy_at:
+                self._busy, self._busy_at = self._busy + 1, now
             self.window.refused(began, now)
-        else:
+            if failure.after is None:
+                pause = backoff(self._busy)
+        if failure.counts or not failure.slow:
             self.failures += 1
             if self.failures == SET_ASIDE:
                 log.warning("%s is set aside and tried again now and then: %s", self.url, failure)
-        pause = failure.after or 0.0
         if not self.healthy:
             pause = max(pause, backoff(self.failures - SET_ASIDE + 1, first=0.5))
+        if pause >= LONG_PAUSE > self._closed_until - now:
+            log.warning("%s is left alone for %.0f s: %s", self.url, pause, failure)
         if pause:
             self._closed_until = max(self._closed_until, now + pause)
 
@@ -142,10 +177,12 @@ class Address:
         try:
             reply = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
-            raise Failure("the reply is broken JSON") from error
+            raise Failure(f"the reply is broken JSON: {self._words(raw)}", lasting=True) from error
         choices = reply.get("choices") if isinstance(reply, dict) else None
-        if not choices or not all(isinstance(choice, dict) for choice in choices):
-            raise Failure(f"the reply holds no choices: {self._words(raw)}")
+        if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+            choices = None
+        if not choices:
+            raise Failure(f"the reply holds no choices: {self._words(raw)}", lasting=True)
         return dict(reply)
 
     def _refuse(self, status: int, headers: Any, raw: bytes) -> None:
@@ -168,7 +205,7 @@ class Address:
                 "base_url end as the server's own (often in /v1)?"
             )
         if 300 <= status < 400:
-            target = urlsplit(headers.get("Location", "")).netloc or "another place"
+            target = urlsplit(headers.get("Location", "")).hostname or "another place"
             raise TierError(
                 f"{where} sends on to {target}, and the key is not sent there; write the address "
                 "that answers itself as base_url"
@@ -194,7 +231,8 @@ def _retry_after(headers: Any) -> float | None:
     exact, said = headers.get("retry-after-ms"), headers.get("Retry-After")
     try:
         if exact is not None:
-            return max(float(exact) / 1000, 0.0)
+            seconds = max(float(exact) / 1000, 0.0)
+            return seconds if math.isfinite(seconds) else None
         if said is None:
             return None
         if said.strip().replace(".", "", 1).isdigit():
