@@ -21,6 +21,14 @@ _STEPS = text("""
     SELECT position, outcome, COUNT(*) FROM verdict WHERE run_id = :run_id
     GROUP BY position, outcome
 """)
+_CURRENT = text("""
+    SELECT run_tier.judge_id, policy.reject_below, policy.accept_above, policy.top_count,
+      policy.top_share, policy.budget
+    FROM run_tier JOIN policy ON policy.id = run_tier.policy_id
+    WHERE run_tier.run_id = :run_id
+    ORDER BY run_tier.position
+""")
+_AUDITED = text("SELECT COUNT(*) FROM audit WHERE run_id = :run_id")
 _FLIPS = """
     SELECT candidate.key, before.outcome, run_tier.name, verdict.outcome, now.name
     FROM verdict
@@ -71,8 +79,10 @@ def what_if(engine: Engine, run_id: int, changes: Mapping[int, Change]) -> Conse
     """The run under other thresholds, by position; nothing is changed and nobody is asked."""
     with _alone(engine) as connection:
         names = _tiers(connection, run_id)
-        before = _steps(connection, run_id, names)
-        real = _hide(connection, run_id)
+        before = _counts(connection, run_id)
+        moved = _moved(connection, run_id, changes)
+        real = _hide(connection, run_id, moved)
+        unmoved = before - _counts(connection, run_id)
         for position, change in changes.items():
             connection.execute(
                 text(f"""
@@ -86,23 +96,55 @@ def what_if(engine: Engine, run_id: int, changes: Mapping[int, Change]) -> Conse
         if connection.dialect.name == "postgresql":
             connection.execute(text("ANALYZE verdict"))
         audit.decide_from(connection, run_id, first, decide.apply)
-        after = _steps(connection, run_id, names)
+        after = unmoved + _counts(connection, run_id)
         rows = connection.execute(text(_FLIPS.format(real=real)), {"run_id": run_id})
         flips = [
             Flip(key, _verdict(was), at, _verdict(would_be), by)
             for key, was, at, would_be, by in rows
         ]
-    return Consequences(before, after, flips)
+    return Consequences(_steps(before, names), _steps(after, names), flips)
 
 
-def _hide(connection: Connection, run_id: int) -> str:
+def _moved(connection: Connection, run_id: int, changes: Mapping[int, Change]) -> str:
+    """Which candidates' scores lie where a threshold moves, as a condition on their ids.
+
+    True for all of them where one candidate's verdict hangs on the others': where a tier ranks, or
+    a share of the rejects is audited. At the last tier a threshold that comes or goes changes what
+    becomes of all scores between.
+    """
+    tiers = connection.execute(_CURRENT, {"run_id": run_id}).all()
+    ranked = any(tier.top_count or tier.top_share or tier.budget for tier in tiers[min(changes) :])
+    if ranked or connection.scalar(_AUDITED, {"run_id": run_id}):
+        return "TRUE"
+    conditions = []
+    for position, change in changes.items():
+        tier = tiers[position]
+        old = Change(tier.reject_below, tier.accept_above)
+        kinds = [[value is None for value in each] for each in (old, change)]
+        if tier.judge_id is None or (position == len(tiers) - 1 and kinds[0] != kinds[1]):
+            return "TRUE"
+        lows = sorted(each.reject_below or 0.0 for each in (old, change))
+        highs = sorted(
+            1.0 if each.accept_above is None else each.accept_above for each in (old, change)
+        )
+        conditions.append(
+            "SELECT candidate.id FROM candidate JOIN judgement "  # noqa: S608 - numbers
+            f"ON judgement.judge_id = {tier.judge_id:d} AND judgement.text_id = candidate.text_id "
+            "WHERE ("
+            f"(judgement.score >= {lows[0]!r} AND judgement.score < {lows[1]!r}) OR "
+            f"(judgement.score > {highs[0]!r} AND judgement.score <= {highs[1]!r}))"
+        )
+    return f"candidate_id IN ({' UNION '.join(conditions)})"
+
+
+def _hide(connection: Connection, run_id: int, moved: str) -> str:
     """Put copies before the tables that are going to change; return the real ones' schema."""
     sqlite = connection.dialect.name == "sqlite"
     real = "main" if sqlite else str(connection.scalar(text("SELECT current_schema()")))
     for table, part in (
         ("policy", f"id IN (SELECT policy_id FROM run_tier WHERE run_id = {run_id:d})"),  # noqa: S608
         ("run_tier", f"run_id = {run_id:d}"),
-        ("verdict", f"run_id = {run_id:d}"),
+        ("verdict", f"run_id = {run_id:d} AND {moved}"),
         ("audit", f"run_id <= {run_id:d}"),
     ):
         connection.exec_driver_sql(
@@ -135,10 +177,13 @@ def _tiers(connection: Connection, run_id: int) -> list[str]:
     return list(connection.scalars(query, {"run_id": run_id}))
 
 
-def _steps(connection: Connection, run_id: int, names: list[str]) -> list[Step]:
-    counts: Counter[tuple[int, str]] = Counter()
-    for position, outcome, count in connection.execute(_STEPS, {"run_id": run_id}):
-        counts[position, _verdict(outcome)] += count
+def _counts(connection: Connection, run_id: int) -> Counter[tuple[int, str]]:
+    """Candidates by position and verdict."""
+    rows = connection.execute(_STEPS, {"run_id": run_id})
+    return Counter({(position, _verdict(outcome)): count for position, outcome, count in rows})
+
+
+def _steps(counts: Counter[tuple[int, str]], names: list[str]) -> list[Step]:
     return [
         Step(
             name,
