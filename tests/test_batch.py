@@ -3,20 +3,23 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
 from typer.testing import CliRunner
 
+from db.batches import Out
 from db.engine import open_engine
-from db.store import BatchState, Store
+from db.store import BatchState, Spent, Store
+from flows.budget import Budgets
 from flows.cli import app
 from flows.collect import cancel, collect
 from flows.screen import screen
 from flows.summary import summary as summary_of
-from tiers.config import load_screen
-from tiers.types import TierError
+from tiers.config import Screen, load_screen
+from tiers.types import Candidate, TierError
 
 from .batch_server import BatchServer, Odd
 from .openai_server import is_match
@@ -438,6 +441,38 @@ def test_what_is_out_is_in_the_budget_of_every_later_run(folder, budget):
         [tier] = summary["tiers"]
         assert tier["prompt_tokens"] + tier["completion_tokens"] <= 10_000
         assert summary["usd"] <= 0.01
+
+
+def test_as_many_are_promoted_while_some_of_them_are_out():
+    remote = {"base_url": "http://h/v1", "model": "m"}
+    budget = {"tokens": 10_000}
+    tiers = [
+        {"name": "a", "backend": "http", "policy": {"budget": True}, **remote},
+        {"name": "b", "backend": "openai_batch", "budget": budget, **remote},
+    ]
+    definition = Screen.model_validate(
+        {
+            "screen": "s",
+            "candidates": {"from": "a.csv", "key": "k"},
+            "rubric": "r",
+            "tiers": tiers,
+        }
+    )
+
+    def affordable(*out: Out) -> int | None:
+        spent = Spent(0, 0.0, 0.0, 0)
+        store = SimpleNamespace(
+            spent=lambda _: [spent, spent],
+            batches=SimpleNamespace(outstanding=lambda *_: list(out)),
+        )
+        budgets = Budgets(definition, store, 1)  # type: ignore[arg-type]
+        gate = budgets.gate(1)
+        assert gate is not None
+        assert gate.admit(Candidate(99, "x" * 400)) == (len(out) < 20)
+        gate.release([99])
+        return budgets.affordable(1, spent, 400)
+
+    assert affordable(*(Out(i, 400, None) for i in range(30))) == affordable() != 0
 
 
 def test_lines_without_an_answer_are_out_of_the_budget_again(folder):
