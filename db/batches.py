@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, RowMapping, Select, func, insert, select, text, update
 
@@ -13,6 +13,8 @@ from db.models import BatchLineRow, BatchRow, BatchState, RunRow, RunTierRow
 from db.runs import now
 
 OPEN = (BatchState.PREPARED, BatchState.SUBMITTED, BatchState.ENDED)
+BY_HAND = "by hand"
+"""Ends the reason of a batch that a person stopped: that is no round of its lines."""
 _ROUNDS = text("""
     SELECT batch_line.text_id, COUNT(*)
     FROM batch_line
@@ -22,11 +24,34 @@ _ROUNDS = text("""
     WHERE batch.run_id = :run_id
       AND batch.position = :position
       AND batch.state = 'collected'
-      AND (batch.reason IS NULL OR batch.reason NOT LIKE '%token_limit%')
+      AND (batch.reason IS NULL OR (
+        batch.reason NOT LIKE '%token_limit%' AND batch.reason NOT LIKE :by_hand))
       AND (judgement.text_id IS NULL
         OR (judgement.failed AND judgement.judged_at < batch.created_at))
     GROUP BY batch_line.text_id
 """)
+
+
+_OUT = text("""
+    SELECT batch_line.text_id, LENGTH(text.body) AS characters,
+      price.input, price.cached_input, price.output, price.hour, price.source
+    FROM batch
+    JOIN batch_line ON batch_line.batch_id = batch.id
+    JOIN text ON text.id = batch_line.text_id
+    LEFT JOIN price ON price.id = batch.price_id
+    WHERE batch.run_id = :run_id
+      AND batch.position = :position
+      AND batch.state IN ('prepared', 'submitted', 'ended')
+""")
+
+
+class Out(NamedTuple):
+    """A text whose answer is still to come, and the price at which it was sent."""
+
+    text_id: int
+    characters: int
+    price: tuple[float, float, float, float, str] | None
+    """As `Store.set_price` takes it; None where it was not known."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +187,18 @@ class Batches:
         with transaction(self._engine, writes=False) as connection:
             return set(connection.scalars(query))
 
+    def outstanding(self, run_id: int, position: int) -> list[Out]:
+        """As `out`, with what the answers may cost."""
+        parameters = {"run_id": run_id, "position": position}
+        with transaction(self._engine, writes=False) as connection:
+            return [
+                Out(row[0], row[1], None if row[2] is None else tuple(row[2:]))
+                for row in connection.execute(_OUT, parameters)
+            ]
+
     def rounds(self, run_id: int, position: int) -> dict[int, int]:
         """Texts that were sent and have no answer yet: how many collected batches they were in."""
-        parameters = {"run_id": run_id, "position": position}
+        parameters = {"run_id": run_id, "position": position, "by_hand": f"%{BY_HAND}"}
         with transaction(self._engine, writes=False) as connection:
             return {row[0]: row[1] for row in connection.execute(_ROUNDS, parameters)}
 

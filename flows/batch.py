@@ -5,11 +5,14 @@ neither pays for an answer twice nor loses one.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from db.batches import BY_HAND
 from db.store import Batch, BatchState, TierState
 from flows.judging import PAGE, TierWork, record, tell
 from flows.progress import Display
@@ -17,7 +20,7 @@ from tiers.sections import OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
 
 if TYPE_CHECKING:
-    from tiers.backends.openai_batch import BatchServer
+    from tiers.backends.openai_batch import BatchServer, RemoteBatch
 
 RECORD_ROWS = 1_000
 
@@ -58,13 +61,22 @@ class BatchRun:
         try:
             for batch in open_batches:
                 self._visit(server, batch)
-            self._clear_up(server)
+            with suppress(TryLater):  # deleted at another visit
+                self._clear_up(server)
             self._send(server)
         except TryLater as trouble:
-            tell(f"{self._work.name}: {trouble}; try again later", self._shown)
+            tell(f"{trouble}; try again later", self._shown)
+        except TierError as error:
+            self._set(TierState.STOPPED, str(error))
+            raise
         finally:
             server.close()
+            self._tell_remarks(server)
         self._report()
+
+    def _tell_remarks(self, server: "BatchServer") -> None:
+        for remark in server.remarks:
+            tell(f"{self._work.name}: {remark}", self._shown)
 
     def _open(self) -> list[Batch]:
         return self._batches.all(self._work.run.id, self._work.position, open_only=True)
@@ -76,7 +88,8 @@ class BatchRun:
 
     def _report(self) -> None:
         """Say what is out, and how the tier stands."""
-        out = self._open()
+        still_open = self._open()
+        out = [batch for batch in still_open if batch.state is not BatchState.PREPARED]
         gate = self._work.gate
         if out:
             lines = sum(batch.lines for batch in out)
@@ -84,6 +97,11 @@ class BatchRun:
             tell(
                 f"{self._work.name}: {lines:,} candidates are out in {counted}; collect the "
                 "answers with 'tamis batch poll' or the same command again",
+                self._shown,
+            )
+        elif still_open:
+            tell(
+                f"{self._work.name}: no batch has arrived; the same command tries again",
                 self._shown,
             )
         elif gate is not None and gate.closed:
@@ -110,7 +128,7 @@ class BatchRun:
             batch = self._batches.change(
                 batch.id,
                 remote_state=remote.state,
-                reason=remote.reason,
+                reason=kept_reason(batch, remote),
                 output_file=remote.output_file,
                 error_file=remote.error_file,
                 **({"state": BatchState.ENDED} if remote.ended else {}),
@@ -120,11 +138,14 @@ class BatchRun:
 
     def _take_up(self, server: "BatchServer", batch: Batch) -> Batch | None:
         """Find out whether a batch arrived that was being sent when its process died."""
+        from tiers.backends.openai_batch import Refused
+
         remote = server.find(batch.mark)
         if remote is None and batch.input_file is not None:
-            remote = server.create(batch.input_file, batch.mark)
+            with suppress(Refused):
+                remote = server.create(batch.input_file, batch.mark)
         if remote is None:
-            self._batches.drop(batch.id)
+            self._drop(server, batch)
             return None
         return self._batches.change(
             batch.id,
@@ -133,8 +154,23 @@ class BatchRun:
             remote_state=remote.state,
         )
 
+    def _drop(self, server: "BatchServer", batch: Batch) -> None:
+        """Forget a batch that never came to be; its lines may go out in another."""
+        from tiers.backends.openai_batch import TryLater
+
+        self._release(self._batches.texts(batch.id))
+        self._batches.drop(batch.id)
+        if batch.input_file is not None:
+            with suppress(TryLater):
+                server.delete(batch.input_file)
+
+    def _release(self, text_ids: Iterable[int]) -> None:
+        if self._work.gate is not None:
+            self._work.gate.release(text_ids)
+
     def _collect(self, server: "BatchServer", batch: Batch) -> None:
         """Store the answers of a batch that ended, however it ended."""
+        work = replace(self._work, price_id=batch.price_id)  # as it was when they were sent
         asked = set(self._batches.texts(batch.id))
         answered: set[int] = set()
         for file_id in (batch.output_file, batch.error_file):
@@ -145,21 +181,32 @@ class BatchRun:
             )
             while some := list(islice(fresh, RECORD_ROWS)):
                 answered.update(one.id for one in some)
-                record(self._work, list({one.id: one for one in some}.values()))
+                record(work, list({one.id: one for one in some}.values()))
+        self._release(asked - answered)
         self._batches.change(
             batch.id,
             state=BatchState.COLLECTED,
             answered=len(answered),
             unanswered=len(asked) - len(answered),
         )
-        left = len(asked) - len(answered)
-        words = f"; {left:,} without an answer are sent again" if left else ""
+        words = self._fate(asked - answered)
         why = f" ({batch.reason})" if batch.reason else ""
         tell(
             f"{self._work.name}: batch {batch.id} {batch.remote_state}{why}: "
             f"{len(answered):,} answers{words}",
             self._shown,
         )
+
+    def _fate(self, unanswered: set[int]) -> str:
+        """What becomes of lines without an answer, in words."""
+        rounds = self._batches.rounds(self._work.run.id, self._work.position)
+        lost = sum(rounds.get(each, 0) >= self._config.rounds for each in unanswered)
+        again = len(unanswered) - lost
+        words = f"; {again:,} without an answer are sent again" if again else ""
+        if lost:
+            words += f"; {lost:,} without an answer have failed, after rounds: "
+            words += f"{self._config.rounds}"
+        return words
 
     def _clear_up(self, server: "BatchServer") -> None:
         """Delete the files of collected batches, which fill the account's quota."""
@@ -178,10 +225,14 @@ class BatchRun:
         first = next(source, None)
         if first is None or room <= 0:
             return
-        if not self._batches.all(self._work.run.id, self._work.position):
-            remark = server.probe(first.text)
-            if remark is not None:
-                tell(f"{self._work.name}: {remark}", self._shown)
+        gate = self._work.gate
+        if gate is not None:
+            if not gate.admit(first):
+                return
+            gate.release([first.id])
+        remark = server.probe(first.text)
+        if remark is not None:
+            tell(f"{self._work.name}: {remark}", self._shown)
         with tempfile.TemporaryDirectory() as folder:
             for file in self._files(server, Path(folder), first, source, room):
                 self._submit(server, file)
@@ -252,6 +303,8 @@ class BatchRun:
             yield _File(path, text_ids, tokens)
 
     def _submit(self, server: "BatchServer", file: _File) -> None:
+        from tiers.backends.openai_batch import Refused
+
         batch = self._batches.prepare(
             self._work.run.id,
             self._work.position,
@@ -262,9 +315,12 @@ class BatchRun:
             tokens=file.tokens,
             price_id=self._work.price_id,
         )
-        input_file = server.upload(file.path)
-        self._batches.change(batch.id, input_file=input_file)
-        remote = server.create(input_file, batch.mark)
+        try:
+            batch = self._batches.change(batch.id, input_file=server.upload(file.path))
+            remote = server.create(str(batch.input_file), batch.mark)
+        except Refused:
+            self._drop(server, batch)
+            raise
         self._batches.change(
             batch.id,
             state=BatchState.SUBMITTED,
@@ -273,6 +329,12 @@ class BatchRun:
         )
         file.path.unlink()
         tell(f"{self._work.name}: sent batch {batch.id}, {len(file.text_ids):,} lines", self._shown)
+
+
+def kept_reason(batch: Batch, remote: "RemoteBatch") -> str | None:
+    """Why a batch ended: the server's reason, unless a person stopped it."""
+    stopped = (batch.reason or "").endswith(BY_HAND)
+    return batch.reason if stopped else remote.reason
 
 
 def _chain(first: Candidate, rest: Iterator[Candidate]) -> Iterator[Candidate]:

@@ -7,11 +7,12 @@ far, and settled by the tokens that the judge tells.
 import threading
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from db.store import Spent, Store
 from tiers.config import Screen
 from tiers.prices import Price, price_of
-from tiers.sections import BudgetSection, JsonAsk, ModelTierSection
+from tiers.sections import BudgetSection, JsonAsk, ModelTierSection, OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
 
 FIRST_TOKENS_PER_CHARACTER = 0.5
@@ -82,14 +83,34 @@ class Purse:
         with self._lock:
             self.take(usd, tokens)
 
-    def pays_for(self, usd: float, tokens: float) -> int | None:
-        """How many pieces of this cost are left; None for as many as one likes."""
+    def pays_for(
+        self, usd: float, tokens: float, reserved: tuple[float, int] = (0.0, 0)
+    ) -> int | None:
+        """How many pieces of this cost are left; None for as many as one likes.
+
+        Args:
+            usd: of one piece.
+            tokens: of one piece.
+            reserved: dollars and tokens that were taken out for such pieces and are left, too.
+        """
         counts = []
         if self._limits.usd is not None and usd > 0:
-            counts.append((self._limits.usd - self._usd) / usd)
+            counts.append((self._limits.usd - self._usd + reserved[0]) / usd)
         if self._limits.tokens is not None and tokens > 0:
-            counts.append((self._limits.tokens - self._tokens) / tokens)
+            counts.append((self._limits.tokens - self._tokens + reserved[1]) / tokens)
         return max(int(min(counts)), 0) if counts else None
+
+
+class _Reservation(NamedTuple):
+    """What was taken out for one text, and the price at which it is sent."""
+
+    characters: int
+    usd: float
+    tokens: int
+    price: Price | None
+
+
+_NOTHING = _Reservation(0, 0.0, 0, None)
 
 
 class Gate:
@@ -105,7 +126,7 @@ class Gate:
         self._completion = config.max_tokens if config is not None and writes else 1
         self._rate = FIRST_TOKENS_PER_CHARACTER
         self._told = False
-        self._reserved: dict[int, tuple[int, float, int]] = {}
+        self._reserved: dict[int, _Reservation] = {}
         self.closed: str | None = None
         """Why nobody is let through any more."""
         self._meters: list[tuple[float, float]] = []
@@ -125,18 +146,34 @@ class Gate:
         """Reserve what a candidate will cost; False once a budget does not allow it."""
         if self.closed is not None:
             return False
-        characters = self._shared + len(candidate.text)
-        prompt = int(characters * self._rate * MARGIN)
-        usd = self._usd(prompt, 0, self._completion)
-        tokens = prompt + self._completion
+        wanted = self._reservation(len(candidate.text), self._price)
         for number, purse in enumerate(self._purses):
-            if (reason := purse.lacks(usd, tokens)) is not None:
+            if (reason := purse.lacks(wanted.usd, wanted.tokens)) is not None:
                 for earlier in self._purses[:number]:
-                    earlier.settle(-usd, -tokens)
+                    earlier.settle(-wanted.usd, -wanted.tokens)
                 self.closed = reason
                 return False
-        self._reserved[candidate.id] = (characters, usd, tokens)
+        self._reserved[candidate.id] = wanted
         return True
+
+    def hold(self, text_id: int, characters: int, price: Price | None) -> None:
+        """Reserve for a text that was sent by another process, whatever is left."""
+        held = self._reserved[text_id] = self._reservation(characters, price)
+        for purse in self._purses:
+            purse.settle(held.usd, held.tokens)
+
+    def release(self, text_ids: Iterable[int]) -> None:
+        """Give back what was reserved for texts that get no answer."""
+        for text_id in text_ids:
+            held = self._reserved.pop(text_id, _NOTHING)
+            for purse in self._purses:
+                purse.settle(-held.usd, -held.tokens)
+
+    @property
+    def reserved(self) -> tuple[float, int]:
+        """Dollars and tokens of all that is under way."""
+        held = self._reserved.values()
+        return sum(one.usd for one in held), sum(one.tokens for one in held)
 
     def reopen(self) -> bool:
         """Let people through again if it closed for what was reserved and cost less in the end."""
@@ -146,21 +183,32 @@ class Gate:
     def settle(self, judgements: Iterable[Judgement]) -> None:
         """Replace reservations by what was charged."""
         for judgement in judgements:
-            characters, usd, tokens = self._reserved.pop(judgement.id, (0, 0.0, 0))
+            held = self._reserved.pop(judgement.id, _NOTHING._replace(price=self._price))
             used = judgement.prompt_tokens + judgement.completion_tokens
-            paid = self._usd(
-                judgement.prompt_tokens, judgement.cached_tokens, judgement.completion_tokens
+            paid = _usd(
+                held.price,
+                judgement.prompt_tokens,
+                judgement.cached_tokens,
+                judgement.completion_tokens,
             )
             for purse in self._purses:
-                purse.settle(paid - usd, used - tokens)
-            if judgement.prompt_tokens and characters:
-                rate = judgement.prompt_tokens / characters
+                purse.settle(paid - held.usd, used - held.tokens)
+            if judgement.prompt_tokens and held.characters:
+                rate = judgement.prompt_tokens / held.characters
                 self._rate = max(self._rate, rate) if self._told else rate
                 self._told = True
             self._completion = max(self._completion, judgement.completion_tokens)
 
-    def _usd(self, prompt: int, cached: int, completion: int) -> float:
-        return self._price.of(prompt, cached, completion) if self._price is not None else 0.0
+    def _reservation(self, characters: int, price: Price | None) -> _Reservation:
+        """What a text of so many characters will cost at most, as far as is known."""
+        characters += self._shared
+        prompt = int(characters * self._rate * MARGIN)
+        usd = _usd(price, prompt, 0, self._completion)
+        return _Reservation(characters, usd, prompt + self._completion, price)
+
+
+def _usd(price: Price | None, prompt: int, cached: int, completion: int) -> float:
+    return price.of(prompt, cached, completion) if price is not None else 0.0
 
 
 class Budgets:
@@ -169,6 +217,8 @@ class Budgets:
     def __init__(self, definition: Screen, store: Store, run_id: int) -> None:
         spent = store.spent(run_id)
         self._definition = definition
+        self._store, self._run_id = store, run_id
+        self._gates: dict[int, Gate] = {}
         self._run = self._purse(definition.budget, "the run's budget", spent)
         self._tiers = [
             self._purse(tier.budget, f"the budget of tier '{tier.name}'", [one])
@@ -182,7 +232,16 @@ class Budgets:
             return None
         tier = self._definition.tiers[position]
         model = tier if isinstance(tier, ModelTierSection) else None
-        return Gate(purses, price_of(tier), model, self._definition.rubric)
+        gate = Gate(purses, price_of(tier), model, self._definition.rubric)
+        if isinstance(tier, OpenAIBatchTier):
+            self._hold_what_is_out(gate, position)
+        self._gates[position] = gate
+        return gate
+
+    def _hold_what_is_out(self, gate: Gate, position: int) -> None:
+        """Reserve for the batches that earlier processes sent and nobody has collected."""
+        for text_id, characters, price in self._store.batches.outstanding(self._run_id, position):
+            gate.hold(text_id, characters, None if price is None else Price(*price))
 
     def affordable(self, position: int, spent: Spent, characters: float) -> int | None:
         """How many candidates in all a tier's budget pays for, those it has judged included.
@@ -201,10 +260,12 @@ class Budgets:
             reply = tier.max_tokens if isinstance(tier, ModelTierSection) and writes else 1
             usd, tokens = (price.of(prompt, 0, reply) if price else 0.0), prompt + reply
         usd, tokens = usd * PROMOTED_MARGIN, tokens * PROMOTED_MARGIN
+        gate = self._gates.get(position)
+        reserved = gate.reserved if gate is not None else (0.0, 0)
         counts = [
             count
             for purse in (self._run, self._tiers[position])
-            if purse is not None and (count := purse.pays_for(usd, tokens)) is not None
+            if purse is not None and (count := purse.pays_for(usd, tokens, reserved)) is not None
         ]
         return None if not counts else spent.judged + min(counts)
 

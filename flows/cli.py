@@ -260,25 +260,37 @@ def poll(
     wait: Annotated[bool, typer.Option("--wait", help="Until nothing is out any more.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Collect the answers of batches that ended, and go on with their runs."""
+    """Collect the answers of batches that ended, and go on with their runs.
+
+    Exit code 3: something is still out, or candidates of these runs failed or are pending.
+    """
     settings = Settings()
     url = settings.database(database)
     os.environ["TAMIS_DATABASE_URL"] = url
     store = open_store(url)
     if run is not None:
         store.find_run(run)
-    if not store.batches.waiting_runs():
+    waiting = [key for key in store.batches.waiting_runs() if run in (None, key)]
+    if not waiting:
         print_rows([], as_json, empty="no run waits for a batch")
         return
     ensure_server(settings)
     from flows.collect import collect
+    from flows.summary import summary
 
-    went_on = collect(run, wait)
-    rows = [_batch_row(batch) for batch in store.batches.all(open_only=True)]
+    try:
+        collect(run, wait)
+    except TierError as error:
+        err.print(str(error), markup=False, highlight=False)
+    stand = [summary(store, store.find_run(key)) for key in waiting]
+    rows = [
+        _batch_row(batch) for batch in store.batches.all(open_only=True) if batch.run in waiting
+    ]
     if not as_json:
-        out.print(f"went on: {', '.join(dict.fromkeys(went_on)) or 'none'}")
+        for one in stand:
+            out.print(f"run {one['run']}: {one['state']}", highlight=False)
     print_rows(rows, as_json, empty="nothing is out any more")
-    raise typer.Exit(UNFINISHED if rows else DONE)
+    raise typer.Exit(max(map(_exit_code, stand)))
 
 
 @batch_app.command("cancel", epilog="Example: `tamis batch cancel 3`")
@@ -297,7 +309,7 @@ def cancel_batch(
     if not found:
         fail(f"no open batch {number}; see 'tamis batch list'")
     batch = cancel(store, found[0], forget=forget)
-    out.print(f"batch {number}: {batch.remote_state or batch.reason}")
+    out.print(f"batch {number}: {(not forget and batch.remote_state) or batch.reason}")
 
 
 def _batch_row(batch: Batch) -> dict[str, Any]:

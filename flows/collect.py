@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from prefect import flow
 
+from db.batches import BY_HAND
 from db.engine import check_ready, open_engine
-from db.store import Batch, BatchState, RunState, Store
+from db.store import Batch, BatchState, DatabaseError, RunState, Store, StoreError
+from flows.batch import kept_reason
 from flows.screen import screen
 from flows.settings import Settings, load_keys
 from tiers.base import job_of
@@ -32,25 +34,47 @@ def collect(run: str | None = None, wait: bool = False) -> list[str]:
 
     Returns:
         The keys of the runs that went on.
+
+    Raises:
+        TierError: some runs could not go on; all others did.
     """
     url = Settings().database()
     check_ready(url)
     engine = open_engine(url)
     went_on: list[str] = []
+    troubles: dict[str, str] = {}
     try:
         store = Store(engine)
         while True:
-            waiting = [key for key in store.batches.waiting_runs() if run in (None, key)]
+            waiting = [
+                key
+                for key in store.batches.waiting_runs()
+                if run in (None, key) and key not in troubles
+            ]
             for key in waiting:
-                if _has_news(store, key):
-                    found = store.find_run(key)
-                    screen(Screen.model_validate(found.config), key=key, read=False)
-                    went_on.append(key)
+                try:
+                    if _go_on(store, key):
+                        went_on.append(key)
+                except DatabaseError:
+                    raise
+                except (TierError, StoreError) as error:
+                    troubles[key] = str(error)
             if not wait or not waiting:
-                return went_on
+                break
             time.sleep(POLL_SECONDS)
     finally:
         engine.dispose()
+    if troubles:
+        raise TierError("\n".join(f"run {key}: {said}" for key, said in troubles.items()))
+    return went_on
+
+
+def _go_on(store: Store, key: str) -> bool:
+    """Go on with a run if there is something to do; whether there was."""
+    if not _has_news(store, key):
+        return False
+    screen(Screen.model_validate(store.find_run(key).config), key=key, read=False)
+    return True
 
 
 def _has_news(store: Store, key: str) -> bool:
@@ -76,7 +100,7 @@ def look(store: Store, batch: Batch) -> BatchState:
     return store.batches.change(
         batch.id,
         remote_state=remote.state,
-        reason=remote.reason,
+        reason=kept_reason(batch, remote),
         output_file=remote.output_file,
         error_file=remote.error_file,
         **({"state": BatchState.ENDED} if remote.ended else {}),
@@ -98,14 +122,17 @@ def cancel(store: Store, batch: Batch, *, forget: bool) -> Batch:
 
     if forget or batch.remote_id is None:
         return store.batches.change(
-            batch.id, state=BatchState.COLLECTED, unanswered=batch.lines, reason="given up"
+            batch.id,
+            state=BatchState.COLLECTED,
+            unanswered=batch.lines,
+            reason=f"given up {BY_HAND}",
         )
     try:
         with _server(store, batch) as server:
             remote = server.cancel(batch.remote_id)
     except TryLater as trouble:
-        raise TierError(str(trouble)) from trouble
-    return store.batches.change(batch.id, remote_state=remote.state)
+        raise TierError(f"{trouble}; try again later") from None
+    return store.batches.change(batch.id, remote_state=remote.state, reason=f"stopped {BY_HAND}")
 
 
 @contextmanager

@@ -29,6 +29,8 @@ from flows.settings import Settings, load_keys
 from tiers.base import identity, inspect, job_of
 from tiers.config import Screen
 from tiers.prices import Price, price_of
+from tiers.profiles import PROFILES
+from tiers.remote import hide
 from tiers.sections import RemoteTier
 from tiers.types import TierError
 
@@ -173,19 +175,28 @@ def working(store: Store, run: Run) -> Iterator[None]:
         yield
         state, reason = _how_it_ended(store, run)
     except TierError as error:
-        state, reason = RunState.STOPPED, str(error)
+        state, reason = RunState.STOPPED, _without_keys(str(error), run)
         raise
     except (KeyboardInterrupt, SystemExit):
         state = RunState.CANCELLED
         raise
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = _without_keys(f"{type(error).__name__}: {error}", run)
         raise
     finally:
         over.set()
         keeper.join()
         store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
         store.unlock(run.id, lock_owner())
+
+
+def _without_keys(text: str, run: Run) -> str:
+    """The text without any key that we know, which servers and libraries may repeat."""
+    names = {profile.key_variable for profile in PROFILES.values()}
+    names |= {tier.get("key_variable") for tier in run.config.get("tiers", ())}
+    for name in names - {None}:
+        text = hide(text, os.environ.get(str(name), "").strip())
+    return text
 
 
 def _how_it_ended(store: Store, run: Run) -> tuple[RunState, str | None]:

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from db.store import FunnelRow, Run, Store
+from db.store import BatchState, FunnelRow, Run, Store
 from flows.audit import audit_of, in_words, table_of
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
@@ -18,7 +18,10 @@ REASONING = "reasoning_tokens"
 
 
 def summary(store: Store, run: Run) -> dict[str, Any]:
-    """The run in one JSON object. `usd` is None where the price is not known."""
+    """The run in one JSON object.
+
+    `usd` is None where the price is not known, and lacks the candidates that are `out` in batches.
+    """
     status = store.status(run.id)
     tiers = [tier_summary(row) for row in store.funnel(run.id)]
     costs = [tier["usd"] for tier in tiers]
@@ -36,6 +39,11 @@ def summary(store: Store, run: Run) -> dict[str, Any]:
         },
         "seconds": round(status.seconds, 3),
         "usd": None if None in costs else round(sum(costs), 6),
+        "out": sum(
+            batch.lines
+            for batch in store.batches.all(run.id, open_only=True)
+            if batch.state is not BatchState.PREPARED
+        ),
         "tiers": tiers,
         "audit": audit_of(store, run),
     }
@@ -76,6 +84,8 @@ def show(finished: dict[str, Any], console: Console) -> None:
     console.print(table)
     money = f"; {_usd(finished['usd'])} USD" if priced else ""
     console.print(f"{account_line(finished)}; {finished['seconds']:,.1f} s in all{money}")
+    if finished["out"]:
+        console.print(f"{finished['out']:,} are out in batches, not counted in the cost so far")
     if finished["audit"]:
         console.print(in_words(finished["audit"]))
     rows = finished["rows"]

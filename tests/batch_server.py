@@ -1,9 +1,11 @@
 """Files and Batches beside the model server's own endpoints, misbehaving on purpose."""
 
 import asyncio
+import inspect
+import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +13,8 @@ from aiohttp import web
 
 from .openai_server import ModelServer, Reply
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Odd = Callable[[web.Request], web.StreamResponse | Awaitable[web.StreamResponse]]
 Answer = Callable[[Reply], tuple[int, Reply]]
 
 
@@ -52,6 +56,7 @@ class BatchServer(ModelServer):
         behaviours: what the first, second, ... batch does; the last one's is that of all further
             ones. `well`, `half fails`, `expires`, `invalid`, `too much`, `twice`, `stays`.
         bad_looks: how many times looking at a batch is answered with 500.
+        odd: by step (`probe`, `upload`, `create`, `look`, `content`), what it answers instead.
         answer: gives the reply to a line's body; by default this server's own arithmetic.
     """
 
@@ -60,27 +65,43 @@ class BatchServer(ModelServer):
         *behaviours: str,
         bad_looks: int = 0,
         answer: Answer | None = None,
+        odd: dict[str, Odd] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.behaviours = behaviours or ("well",)
         self.bad_looks = bad_looks
         self.answer = answer or (lambda body: self.reply(body, f"Bearer {self.key}")[:2])
+        self.odd = odd or {}
         self.files: dict[str, bytes] = {}
+        self._numbers = itertools.count(1)
         self.batches: dict[str, Batch] = {}
         self.deleted: list[str] = []
         self.lines: list[int] = []
         """How many lines each batch had."""
         self.custom_ids: list[str] = []
         self.routes = [
-            web.post("/v1/files", self._upload),
+            web.post("/v1/files", self._step("upload", self._upload)),
             web.delete("/v1/files/{id}", self._delete),
-            web.get("/v1/files/{id}/content", self._content),
-            web.post("/v1/batches", self._create),
+            web.get("/v1/files/{id}/content", self._step("content", self._content)),
+            web.post("/v1/batches", self._step("create", self._create)),
             web.get("/v1/batches", self._list),
-            web.get("/v1/batches/{id}", self._look),
+            web.get("/v1/batches/{id}", self._step("look", self._look)),
             web.post("/v1/batches/{id}/cancel", self._cancel),
         ]
+
+    def _step(self, name: str, well: Handler) -> Handler:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            odd = self.odd.get(name)
+            if odd is None:
+                return await well(request)
+            answered = odd(request)
+            return await answered if inspect.isawaitable(answered) else answered
+
+        return answer
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        return await self._step("probe", super()._answer)(request)
 
     async def _upload(self, request: web.Request) -> web.Response:
         self.headers.append(dict(request.headers))
@@ -91,7 +112,7 @@ class BatchServer(ModelServer):
         return web.json_response(self._file(upload.file.read()))
 
     def _file(self, content: bytes) -> Reply:
-        number = f"file-{len(self.files) + 1}"
+        number = f"file-{next(self._numbers)}"
         self.files[number] = content
         return {
             "id": number, "object": "file", "bytes": len(content), "created_at": 1,
@@ -109,9 +130,9 @@ class BatchServer(ModelServer):
 
     async def _create(self, request: web.Request) -> web.Response:
         body = await request.json()
-        behaviour = self.behaviours[min(len(self.batches), len(self.behaviours) - 1)]
+        behaviour = self.behaviours[min(len(self.lines), len(self.behaviours) - 1)]
         batch = Batch(
-            f"batch-{len(self.batches) + 1}",
+            f"batch-{len(self.lines) + 1}",
             body["input_file_id"],
             body.get("metadata") or {},
             behaviour,
@@ -130,7 +151,9 @@ class BatchServer(ModelServer):
         if self.bad_looks:
             self.bad_looks -= 1
             return web.json_response({"error": {"message": "internal"}}, status=500)
-        batch = self.batches[request.match_info["id"]]
+        batch = self.batches.get(request.match_info["id"])
+        if batch is None:
+            return web.json_response({"error": {"message": "No such batch"}}, status=404)
         batch.looks += 1
         if batch.looks >= 2 and batch.state in ("validating", "in_progress"):
             # In a thread: the lines may be answered by a real model, elsewhere.
