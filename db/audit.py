@@ -97,6 +97,7 @@ _SAME_PROMISE = text("""
     WHERE mine.run_id = :run_id AND other.run_id <= :run_id
     GROUP BY other.run_id, run.key
     HAVING COUNT(*) = (SELECT COUNT(*) FROM run_tier WHERE run_id = :run_id)
+      AND COUNT(DISTINCT policy.certificate) = 1
     ORDER BY other.run_id
 """)
 

@@ -45,7 +45,13 @@ _UNASKED = text("""
     WHERE verdict.run_id = :run_id
       AND verdict.position = :position
       AND verdict.outcome IS NULL
-      AND judgement.text_id IS NULL
+      AND (judgement.text_id IS NULL OR judgement.failed)
+""")
+_COUNT = text("""
+    SELECT COUNT(*)
+    FROM verdict
+    JOIN candidate ON candidate.id = verdict.candidate_id
+    WHERE verdict.run_id = :run_id AND candidate.text_id IS NOT NULL
 """)
 
 
@@ -168,13 +174,17 @@ class Labels:
             return [Scored(row[0], row[1], tuple(row[2:])) for row in rows]
 
     def judged(self, judge_id: int, text_ids: Sequence[int]) -> dict[int, float | None]:
-        """Scores that a judge gave these texts; None where it gave no readable one."""
+        """Scores that a judge gave these texts; None where it gave no readable one.
+
+        A failed attempt is none: it is made again.
+        """
         found: dict[int, float | None] = {}
         with transaction(self._engine, writes=False) as connection:
             for start in range(0, len(text_ids), 500):
                 rows = connection.execute(
                     select(JudgementRow.text_id, JudgementRow.score).where(
                         JudgementRow.judge_id == judge_id,
+                        JudgementRow.failed.is_(False),
                         JudgementRow.text_id.in_(text_ids[start : start + 500]),
                     )
                 )
@@ -191,10 +201,15 @@ class Labels:
             )
 
     def unasked(self, run_id: int, position: int, judge_id: int) -> int:
-        """How many candidates wait at a tier without any answer, not even a failed one."""
+        """How many candidates wait at a tier without an answer, or with a failed attempt at one."""
         parameters = {"run_id": run_id, "position": position, "judge_id": judge_id}
         with transaction(self._engine, writes=False) as connection:
             return int(connection.scalar(_UNASKED, parameters) or 0)
+
+    def candidates(self, run_id: int) -> int:
+        """How many candidates of a run have a text: a calibration is about these."""
+        with transaction(self._engine, writes=False) as connection:
+            return int(connection.scalar(_COUNT, {"run_id": run_id}) or 0)
 
     def send_on(self, run_id: int, position: int, text_ids: Iterable[int]) -> None:
         """Let these texts alone pass to the tier at `position`, to be judged there."""

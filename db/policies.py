@@ -32,7 +32,7 @@ _CERTIFICATE = text("""
     LEFT JOIN run_tier ON run_tier.policy_id = policy.id AND run_tier.run_id = :run_id
     WHERE policy.certificate IS NOT NULL
       AND (run_tier.run_id IS NOT NULL OR policy.run_id = :run_id)
-    ORDER BY policy.id DESC
+    ORDER BY CASE WHEN run_tier.run_id IS NULL THEN 1 ELSE 0 END, policy.id DESC
     LIMIT 1
 """)
 # The newest run of the same definition whose thresholds were calibrated.
@@ -137,20 +137,27 @@ class Policies:
         raise StoreError(f"the run has no policy {policy_id}; write one of: {known}")
 
     def certificate(self, run_id: int) -> dict[str, Any] | None:
-        """The newest certificate of a run; None where nothing was calibrated."""
+        """The newest certificate in use in a run, or made for it; None where there is none."""
         with transaction(self._engine, writes=False) as connection:
             found = connection.scalar(_CERTIFICATE, {"run_id": run_id})
             return None if found is None else dict(json.loads(found))
 
-    def inherit(self, run_id: int) -> bool:
+    def inherit(self, run_id: int, promise: Mapping[str, Any]) -> bool:
         """Take over the thresholds of the newest calibrated run of this definition and its judges.
 
+        Args:
+            run_id: the run that has none yet.
+            promise: what its certificate has to say, by name.
+
         Returns:
-            Whether there is one, and the judges are the same.
+            Whether there is one, its certificate says so, and the judges are the same.
         """
         with transaction(self._engine, writes=True) as connection:
             other = connection.scalar(_CALIBRATED, {"run_id": run_id})
             if other is None:
+                return False
+            certificate = json.loads(connection.scalar(_CERTIFICATE, {"run_id": other}) or "{}")
+            if any(certificate.get(name) != value for name, value in promise.items()):
                 return False
             theirs, ours = _tiers(connection, other), _tiers(connection, run_id)
             if [tier.judge_id for tier in theirs] != [tier.judge_id for tier in ours]:

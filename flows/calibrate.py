@@ -29,6 +29,7 @@ from flows.settings import Settings, load_keys
 from tiers.base import identity, job_of
 from tiers.calibration import Result, Status
 from tiers.config import Screen
+from tiers.guarantee import Kind
 from tiers.sections import OpenAIBatchTier, RemoteTier
 
 
@@ -131,9 +132,9 @@ def _score(works: list[TierWork], shown: Display) -> None:
         _judge(work, shown)
         if waiting := store.labels.unasked(run_id, work.position, work.judge_id):
             raise NotYet(
-                f"tier '{work.name}' has still to judge {waiting:,} candidates, and a calibration "
-                "needs its scores of all of them; raise its budget if it has one, and "
-                "calibrate again"
+                f"tier '{work.name}' has still to judge {waiting:,} candidates, those that it "
+                "failed on included, and a calibration needs its scores of all of them; raise its "
+                "budget if it has one, and calibrate again"
             )
         if work.position < len(works) - 2:
             store.labels.advance(run_id, work.position, work.judge_id)
@@ -235,7 +236,10 @@ def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:
     }
     last = calibration.definition.policy(calibration.below)
     low, high = last.reject_below, last.accept_above
-    if calibration.section.by_people:
+    if calibration.section.by_people and calibration.section.kind != Kind.RECALL:
+        # Nobody has promised anything of the last tier's own answers: a person decides.
+        low, high = 0.0, 1.0
+    elif calibration.section.by_people:
         if high is None and low is not None:
             high = max(math.nextafter(low, 0.0), 0.0)
         low = 0.0

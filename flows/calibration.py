@@ -1,6 +1,7 @@
 """A calibration as it stands: the stored scores and labels of a run, and what is still wanted."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -172,16 +173,55 @@ def require_calibration(store: Store, run: Run, definition: Screen) -> None:
     A new run of a calibrated screen takes its thresholds over.
 
     Raises:
-        TierError: there is nothing to take over.
+        TierError: there is nothing to take over, or what is in use was calibrated for another
+            promise.
     """
-    if definition.guarantee is None:
+    section = definition.guarantee
+    if section is None:
         return
-    if any(version.in_use and version.author for version in store.policies.versions(run.id)):
+    in_use = [version for version in store.policies.versions(run.id) if version.in_use]
+    certificate = store.policies.certificate(run.id) or {}
+    if any(version.certified for version in in_use) and not _promises(certificate, section):
+        raise TierError(
+            f"run '{run.key}' is calibrated for {words_of(certificate)}, but the screen promises "
+            f"{words_of(promise_of(section))}; run 'tamis calibrate' again, or write the promise "
+            "as it was"
+        )
+    if any(version.author for version in in_use):
         return
-    if store.policies.inherit(run.id):
+    if store.policies.inherit(run.id, promise_of(section)):
         return
     raise TierError(
-        f"screen '{definition.screen}' promises {definition.guarantee.kind} >= "
-        f"{definition.guarantee.target:g}, but run '{run.key}' is not calibrated; run 'tamis "
-        f"calibrate' first, set thresholds with 'tamis decide {run.key}', or leave guarantee out"
+        f"screen '{definition.screen}' promises {words_of(promise_of(section))}, but run "
+        f"'{run.key}' is not calibrated for that; run 'tamis calibrate' first, set thresholds "
+        f"with 'tamis decide {run.key}', or leave guarantee out"
     )
+
+
+def promise_of(section: GuaranteeSection) -> dict[str, Any]:
+    """What a certificate has to say word by word."""
+    names = ("kind", "target", "confidence", "against")
+    return {name: getattr(section, name) for name in names}
+
+
+def words_of(promise: Mapping[str, Any]) -> str:
+    """A promise in words."""
+    return (
+        f"{promise['kind']} >= {promise['target']:g} with confidence {promise['confidence']:g} "
+        f"against {promise['against']}"
+    )
+
+
+def not_covered(store: Store, run: Run, certificate: Mapping[str, Any]) -> str | None:
+    """Says so where a run has other candidates than it was calibrated on."""
+    count = store.labels.candidates(run.id)
+    if certificate["run"] != run.key or count == certificate["candidates"]:
+        return None
+    return (
+        f"the promise is about the {certificate['candidates']:,} candidates that were calibrated "
+        f"on, and the run has {count:,}; calibrate again to have it for all of them"
+    )
+
+
+def _promises(certificate: Mapping[str, Any], section: GuaranteeSection) -> bool:
+    return all(certificate.get(name) == value for name, value in promise_of(section).items())

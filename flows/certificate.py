@@ -66,6 +66,11 @@ def message(calibration: Calibration, result: Result) -> str:
             f"infeasible: none of {result.labels_used:,} labels is positive, so {promise} cannot "
             "be certified; raise labels, or look whether the rubric asks for what you look for"
         )
+    if section.kind != Kind.RECALL:
+        return (
+            f"infeasible: by {result.labels_used:,} labels no threshold of a cheaper tier keeps "
+            f"{promise}; raise labels, lower {section.kind}, or take a better tier"
+        )
     share = result.positives_found / max(result.labels_used, 1)
     plan = calibration.plan_at(share)
     best = result.evidence.get("best_bound", plan.best_bound or 0.0)

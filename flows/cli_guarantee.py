@@ -351,12 +351,17 @@ def _type_in(prompt: str) -> str:
 
 
 def _tell_standing(store: Store, run: Run, found: dict[str, Any], bound: float | None) -> None:
+    from flows.calibration import not_covered
+    from flows.moving import as_certified
+
     if found["run"] != run.key:
         out.print(
             f"\nrun {run.key} took these thresholds over from run {found['run']}; the promise is "
             "about that run's candidates"
         )
-    elif not all(one.certified for one in store.policies.versions(run.id) if one.in_use):
+    elif beyond := not_covered(store, run, found):
+        out.print(f"\n{beyond}")
+    elif not as_certified(store, run, found):
         stands = "nothing" if bound is None else f"recall >= {bound:.4f}"
         out.print(
             f"\nthresholds were changed since; by the same labels they are certified for {stands}"

@@ -1,6 +1,7 @@
 """Thresholds moved by hand: what that would do, and doing it."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,24 @@ def certified_now(store: Store, run: Run) -> float | None:
     return _bound(store, run, {})
 
 
+def as_certified(store: Store, run: Run, certificate: Mapping[str, Any]) -> bool:
+    """Whether the thresholds in use are those of a certificate."""
+    current = {
+        version.tier: (version.reject_below, version.accept_above)
+        for version in _in_use(store, run)
+        if version.certified
+    }
+    return all(
+        current.get(one["tier"]) == (one["reject_below"], one["accept_above"])
+        for one in certificate["thresholds"]
+    )
+
+
 def _bound(store: Store, run: Run, changes: dict[int, Change]) -> float | None:
     certificate = store.policies.certificate(run.id)
     if certificate is None or certificate["run"] != run.key:
+        return None
+    if store.labels.candidates(run.id) != certificate["candidates"]:
         return None
     current = _in_use(store, run)
     below = current[:-1]

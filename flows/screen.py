@@ -19,7 +19,7 @@ from db.engine import check_ready, open_engine
 from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan
 from flows.audit import alarm_of
 from flows.budget import Budgets, check_prices
-from flows.calibration import require_calibration
+from flows.calibration import not_covered, require_calibration
 from flows.ingest import ingest, source_files
 from flows.judging import TierWork, tell
 from flows.overlap import Cascade
@@ -80,6 +80,12 @@ def screen(
             require_calibration(store, run, definition)
             if read:
                 read_candidates(definition, store, run, limit, shown)
+            if (
+                definition.guarantee is not None
+                and (certificate := store.policies.certificate(run.id)) is not None
+                and (beyond := not_covered(store, run, certificate)) is not None
+            ):
+                tell(beyond, shown)
             for _ in range(ROUNDS):
                 works = tier_works(definition, store, run, judges)
                 if not Cascade(definition, works, shown).run():

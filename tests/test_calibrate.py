@@ -10,11 +10,14 @@ import pytest
 
 from db.engine import open_engine
 from db.store import Label, LabelSource, Run, Store, rubric_digest
+from flows import judging
 from flows.calibrate import calibrate
 from flows.calibration import Calibration, disputes, truth
 from flows.certificate import differences, markdown
+from flows.moving import as_certified, certified_now
 from flows.screen import screen
 from flows.settings import Settings
+from tiers.base import open_backend
 from tiers.config import Screen, load_screen
 from tiers.types import TierError
 
@@ -168,7 +171,7 @@ def test_too_few_labels_are_refused_before_anything_is_spent(folder: Path) -> No
 
 def test_a_promise_is_not_run_without_its_calibration(folder: Path) -> None:
     definition = write(folder)
-    with pytest.raises(TierError, match=r"promises recall >= 0\.9, but run 'try-1' is not calib"):
+    with pytest.raises(TierError, match=r"promises recall >= 0\.9 .* but run 'try-1' is not calib"):
         screen.fn(definition)
     assert paid(folder, "small") == 0
 
@@ -207,6 +210,128 @@ def test_the_next_run_takes_the_thresholds_over(folder: Path) -> None:
     assert paid(folder, "small") == COUNT + 1
     with stored() as (store, run):
         assert store.policies.certificate(run.id)["run"] == made["run"]
+
+
+def test_another_promise_is_not_run_by_the_old_certificate(folder: Path) -> None:
+    calibrate.fn(write(folder))
+    higher = write(folder, PROMISE.replace("0.9,", "0.99,", 1))
+    with pytest.raises(
+        TierError, match=r"calibrated for recall >= 0\.9 .* promises recall >= 0\.99"
+    ):
+        screen.fn(higher)
+    made = calibrate.fn(higher, anyway=True)
+    if made["status"] != "certified":
+        with pytest.raises(TierError, match="the screen promises"):
+            screen.fn(higher)
+    # A run that begins anew takes over nothing of another promise either.
+    with pytest.raises(TierError, match="is not calibrated for that"):
+        screen.fn(write(folder, PROMISE.replace("0.9,", "0.8,", 1)), key="anew")
+    # What the promise does not hang on may change.
+    audited = write(folder, PROMISE.replace("seed", "audit: 10 %, seed"))
+    key = screen.fn(audited, key=made["run"])
+    assert key == made["run"]
+
+
+def test_candidates_that_a_tier_failed_on_are_judged_before_anything_is_certified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition = write(folder)
+    away = ["medium"]
+    real = open_backend
+
+    def opened(job: Any) -> Any:
+        tier = real(job)
+        judge = tier.judge
+
+        def failing(candidates: Any) -> Any:
+            for one in judge(candidates):
+                down = job.config.name in away and one.id % 3 == 0
+                yield one._replace(score=None, failed=True, error="away") if down else one
+
+        monkeypatch.setattr(tier, "judge", failing)
+        return tier
+
+    monkeypatch.setattr(judging, "open_tier", opened)
+    made = calibrate.fn(definition)
+    assert made["status"] == "waiting"
+    assert (
+        "tier 'medium' has still to judge 300 candidates, those that it failed on"
+        in made["message"]
+    )
+    away[:] = ["large"]
+    made = calibrate.fn(definition)
+    assert made["status"] == "waiting"
+    assert "tier 'large' has still to answer" in made["message"]
+    away.clear()
+    made = calibrate.fn(definition)
+    assert made["status"] == "certified"
+    assert made["unscored"] == len(made["unlabelled"]) == 0
+
+
+def test_candidates_that_come_later_are_not_covered_and_that_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition, limit=700)
+    assert made["candidates"] == 700
+    screen.fn(definition)
+    assert "calibrated on, and the run has 900; calibrate again" in capsys.readouterr().err
+    with stored() as (store, run):
+        assert certified_now(store, run) is None
+    again = calibrate.fn(definition, key=made["run"])
+    assert again["candidates"] == COUNT
+    with stored() as (store, run):
+        assert certified_now(store, run) == again["certified_bound"]
+
+
+def test_an_older_certificate_that_is_put_back_is_the_one_that_is_shown(folder: Path) -> None:
+    calibrate.fn(write(folder, PROMISE.replace("0.9,", "0.6,", 1)))
+    calibrate.fn(write(folder))
+    with stored() as (store, run):
+        newest = store.policies.certificate(run.id)
+        assert newest is not None
+        assert newest["target"] == 0.9
+        assert as_certified(store, run, newest)
+        old = {one.tier: one for one in reversed(store.policies.versions(run.id)) if one.certified}
+        store.policies.use(run.id, old["small"].id)
+        mixed = store.policies.certificate(run.id)
+        assert mixed is not None
+        assert not as_certified(store, run, mixed)
+        assert not store.audits.same_promise(run.id)
+
+
+@pytest.mark.parametrize(("kind", "target"), [("precision", 0.6), ("accuracy", 0.9)])
+def test_what_nobody_has_promised_for_people_goes_to_people(
+    folder: Path, kind: str, target: float
+) -> None:
+    promise = f"{{{kind}: {target}, confidence: 0.9, against: people, labels: 300, seed: 3}}"
+    definition = write(folder, promise)
+    for _ in range(80):
+        made = calibrate.fn(definition, anyway=True)
+        if made["status"] != "waiting":
+            break
+        with stored() as (store, run):
+            calibration = Calibration(store, run, definition)
+            texts = store.labels.texts(calibration.missing())
+            answers = {text_id: body.endswith("yes") for text_id, body in texts.items()}
+            store.labels.tell(calibration.rubric, LabelSource.PERSON, "ada", answers)
+    assert made["status"] == "certified", made["message"]
+    screen.fn(definition)
+    with stored() as (store, run):
+        rows = list(store.results(run.id))
+        known = {
+            label.text_id for label in store.labels.all(rubric_digest("any"), LabelSource.PERSON)
+        }
+        calibration = Calibration(store, run, definition)
+        labelled = {
+            key
+            for key, text_id in zip(calibration.keys, calibration.text_ids.tolist(), strict=True)
+            if text_id in known
+        }
+    by_last = {
+        row["verdict"] for row in rows if row["tier"] == "large" and row["key"] not in labelled
+    }
+    assert by_last == {"review"}
 
 
 def test_people_are_asked_until_they_have_said_enough(folder: Path) -> None:

@@ -326,3 +326,18 @@ def test_moved_thresholds_get_a_bound_that_falls_as_they_rise() -> None:
     assert previous < 0.7
     with pytest.raises(ValueError, match="write one a tier"):
         recall_of_thresholds(scores, result.thresholds[:1], result)
+
+
+def test_labels_that_cannot_be_had_speak_for_no_answer() -> None:
+    scores = np.random.default_rng(1).uniform(0, 0.4, 1_000)
+    result = calibrate(
+        scores,
+        lambda ids: [None] * len(ids),
+        kind="accuracy",
+        target=0.9,
+        delta=0.1,
+        budget=200,
+        seed=1,
+    )
+    # So many may be wrong, whoever they are; not one more is answered unseen.
+    assert result.by_proxy.sum() <= 100

@@ -140,12 +140,13 @@ def test_a_later_run_takes_over_the_thresholds_of_the_last_calibrated_one(store:
     assert store.policies.certificate(later.id) is None
     store.set_judge(later.id, 0, {"model": "model 0"})
     store.set_judge(later.id, 1, {"model": "another model"})
-    assert not store.policies.inherit(later.id)
+    assert not store.policies.inherit(later.id, {"n": 1})
     store.set_judge(later.id, 1, {"model": "model 1"})
-    assert store.policies.inherit(later.id)
+    assert not store.policies.inherit(later.id, {"n": 2})
+    assert store.policies.inherit(later.id, {"n": 1})
     assert store.policies.certificate(later.id) == {"n": 1}
     other = store.open_run("papers", {}, "another hash", [FAST, SLOW])
-    assert not store.policies.inherit(other.id)
+    assert not store.policies.inherit(other.id, {"n": 1})
 
 
 @pytest.mark.parametrize(

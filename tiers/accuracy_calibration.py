@@ -10,7 +10,17 @@ from collections.abc import Generator
 import numpy as np
 
 from tiers.draws import Floats, Ids, exact
-from tiers.guarantee import Guarantee, Labels, Mask, Mode, Result, Sample, Status, Thresholds
+from tiers.guarantee import (
+    UNKNOWN,
+    Guarantee,
+    Labels,
+    Mask,
+    Mode,
+    Result,
+    Sample,
+    Status,
+    Thresholds,
+)
 from tiers.reliability import platt
 from tiers.sequence import STEPS, Regions, walk
 
@@ -55,6 +65,7 @@ def accuracy_regions(scores: Floats, ranks: Ids, target: float) -> tuple[Regions
     def wrong(ids: Ids, labels: Labels) -> Mask:
         answers = [answer(scores[ids], ranks[ids], int(level)) for level in levels]
         errs: Mask = np.stack(answers, axis=1) != (labels == 1)[:, None]
+        errs[labels == UNKNOWN] = True  # nobody knows, so nothing speaks for the tier
         return errs
 
     entry = np.searchsorted(levels, first)

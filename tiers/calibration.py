@@ -236,7 +236,7 @@ class Plan:
         """Whether the budget is enough; None where budget or prevalence are unknown."""
         if self.budget is None or self.labels_needed is None:
             return None
-        return self.budget >= self.labels_needed
+        return self.budget >= self.labels_needed or (self.best_bound or 0.0) >= self.target
 
     @property
     def message(self) -> str:

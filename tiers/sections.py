@@ -95,7 +95,7 @@ class GuaranteeSection(Section):
     recall: float | None = Field(None, gt=0, lt=1)
     """Share of what `against` would accept that is not rejected. Or write one of the next two."""
     precision: float | None = Field(None, gt=0, lt=1)
-    """Share of what cheaper tiers accept early that `against` would accept."""
+    """Share of all that is accepted that `against` would accept."""
     accuracy: float | None = Field(None, gt=0, lt=1)
     """Share of all answers that agree with `against`."""
     confidence: float = Field(0.9, gt=0, lt=1)
