@@ -46,7 +46,7 @@ def test_one_bad_address_stops_nobody(fault, bad_one_first):
         bad = Odd(refuse(int(fault), "no capacity"))
     with bad, ModelServer(latency=0.01) as good:
         both = (bad, good) if bad_one_first else (good, bad)
-        opened = tier(*both, timeout_seconds=0.6, patience_seconds=6, retries=2)
+        opened = tier(*both, timeout_seconds=1.5, patience_seconds=30, retries=2)
         found = judged(opened, 200)
         assert all_right(found)
         gives_less = fault in ("no probabilities", "refuses")
