@@ -87,12 +87,20 @@ _COUNTS = text("""
     GROUP BY verdict.run_id, COALESCE(audit.position, verdict.position)
     ORDER BY verdict.run_id, COALESCE(audit.position, verdict.position)
 """).bindparams(bindparam("run_ids", expanding=True))
+# Who went back to an old version has a copy of it.
 _SAME_PROMISE = text("""
     SELECT other.run_id, run.key
     FROM run_tier AS mine
     JOIN policy ON policy.id = mine.policy_id AND policy.certificate IS NOT NULL
-    JOIN run_tier AS other
-      ON other.position = mine.position AND other.policy_id = mine.policy_id
+    JOIN run_tier AS other ON other.position = mine.position
+    JOIN policy AS theirs
+      ON theirs.id = other.policy_id
+      AND (
+        theirs.id = policy.id
+        OR theirs.certificate = policy.certificate
+        AND COALESCE(theirs.reject_below, -1) = COALESCE(policy.reject_below, -1)
+        AND COALESCE(theirs.accept_above, -1) = COALESCE(policy.accept_above, -1)
+      )
     JOIN run ON run.id = other.run_id
     WHERE mine.run_id = :run_id AND other.run_id <= :run_id
     GROUP BY other.run_id, run.key

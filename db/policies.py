@@ -126,14 +126,23 @@ class Policies:
                 connection, run_id, position, {**values, "author": author, "reason": reason}
             )
 
-    def use(self, run_id: int, policy_id: int) -> int:
-        """Go back to a version of this run; return its tier's position."""
-        for version in self.versions(run_id):
+    def use(self, run_id: int, policy_id: int, *, author: str, reason: str) -> int:
+        """Go back to a version of this run, as a new one that is its copy, certificate included.
+
+        Returns:
+            Its tier's position.
+
+        Raises:
+            StoreError: the run has no such version.
+        """
+        versions = self.versions(run_id)
+        for version in versions:
             if version.id == policy_id:
                 with transaction(self._engine, writes=True) as connection:
-                    _set(connection, run_id, version.position, policy_id)
+                    values = {**_values(connection, policy_id), "author": author, "reason": reason}
+                    _add(connection, run_id, version.position, values)
                 return version.position
-        known = ", ".join(str(version.id) for version in self.versions(run_id))
+        known = ", ".join(str(version.id) for version in versions)
         raise StoreError(f"the run has no policy {policy_id}; write one of: {known}")
 
     def certificate(self, run_id: int) -> dict[str, Any] | None:
@@ -175,6 +184,13 @@ def _current(connection: Connection, run_id: int, position: int) -> dict[str, An
         .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
     ).mappings()
     return dict(row.one())
+
+
+def _values(connection: Connection, policy_id: int) -> dict[str, Any]:
+    """All that a version says and promises."""
+    columns = [getattr(PolicyRow, name) for name in (*_KEPT, "certificate")]
+    row = connection.execute(select(*columns).where(PolicyRow.id == policy_id))
+    return dict(row.mappings().one())
 
 
 def _tiers(connection: Connection, run_id: int) -> Sequence[Any]:

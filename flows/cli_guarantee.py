@@ -5,7 +5,7 @@ import getpass
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TextIO
 
 import orjson
 import typer
@@ -180,7 +180,9 @@ def decide(
     tier: Tier = None,
     reject_below: Threshold = None,
     accept_above: Threshold = None,
-    policy: Annotated[int | None, typer.Option(help="Go back to this version.")] = None,
+    policy: Annotated[
+        int | None, typer.Option(help="Go back to this version: a copy of it is set.")
+    ] = None,
     by: Annotated[str | None, typer.Option(help="Who decides; default: this user.")] = None,
     database: Database = None,
     as_json: AsJson = False,
@@ -196,13 +198,20 @@ def decide(
     store, run = _found(database, run_key)
     if (tier is None) == (policy is None):
         fail("write either --tier NAME with thresholds, or --policy ID")
+    if policy is not None and not (reject_below is accept_above is None):
+        fail(
+            f"--policy {policy} brings its own thresholds; leave out --reject-below and "
+            "--accept-above, or write --tier NAME with them"
+        )
+    if not because.strip():
+        fail("the reason is empty; write --because WHY")
+    said = {"author": by or getpass.getuser(), "reason": because}
     with working(store, run):
         if policy is not None:
-            position = store.policies.use(run.id, policy)
+            position = store.policies.use(run.id, policy, **said)
         else:
             position, change = change_of(store, run, str(tier), reject_below, accept_above)
-            author = by or getpass.getuser()
-            store.policies.move(run.id, position, change, author=author, reason=because)
+            store.policies.move(run.id, position, change, **said)
         store.redecide(run.id, position)
     finished = summary(store, run)
     if as_json:
@@ -232,7 +241,10 @@ def reliability(
     store, run = _found(database, run_key)
     found = reliability_of(store, run, tier=tier, bins=bins)
     if plot is not None:
-        plot.write_text(svg(found), "utf-8")
+        try:
+            plot.write_text(svg(found), "utf-8")
+        except OSError as error:
+            _unwritable(plot, error)
     if as_json:
         print(orjson.dumps(found).decode())
         return
@@ -281,19 +293,24 @@ def export_labels(
     database: Database = None,
 ) -> None:
     """Write a sheet to hand out: key, text, rubric and an empty column `label`."""
-    from flows.labelling import COLUMNS, sheet
+    from flows.labelling import labels_from, sheet
 
     store, run = _found(database, run_key)
     rows = list(sheet(store, run, count=count, labelled_by=labelled_by))
-    stream = sys.stdout if output is None else output.open("w", newline="", encoding="utf-8")
-    try:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    finally:
-        if output is not None:
-            stream.close()
+    if output is None:
+        _write_sheet(sys.stdout, rows)
+    else:
+        try:
+            with output.open("w", newline="", encoding="utf-8") as stream:
+                _write_sheet(stream, rows)
+        except OSError as error:
+            _unwritable(output, error)
     err.print(f"{len(rows):,} candidates to label: yes, no or unknown in the last column")
+    if labelled_by is None and (tier := labels_from(run)):
+        err.print(
+            f"the promise has its labels from tier '{tier}': those of people are kept to compare "
+            "with, and count once the screen says against: people"
+        )
 
 
 @label_app.command("import", epilog="Example: `tamis label import labels.csv --reviewer ada`")
@@ -341,6 +358,21 @@ def _found(database: str | None, run_key: str | None) -> tuple[Store, Run]:
     if found is None:
         fail(f"screen '{name}' has no run yet; run tamis calibrate {run_key}")
     return store, found
+
+
+def _write_sheet(stream: TextIO, rows: list[dict[str, str]]) -> None:
+    from flows.labelling import COLUMNS
+
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _unwritable(path: Path, error: OSError) -> NoReturn:
+    fail(
+        f"{path} cannot be written: {error.strerror or error}; name a file in a folder that exists "
+        "and that you may write to"
+    )
 
 
 def _type_in(prompt: str) -> str:

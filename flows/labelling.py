@@ -1,6 +1,8 @@
 """Labels from people: sheets to hand out and take in, one at a time, and how far they agree."""
 
 import csv
+import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -8,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from db.store import Label, LabelSource, Run, Store, StoreError, rubric_digest
-from flows.calibration import Calibration, disputes
+from db.store import PEOPLE, Label, LabelSource, Run, Store, StoreError, rubric_digest
+from flows.calibration import Calibration, disputes, guarantee_of
 from tiers.config import Screen
 from tiers.reliability import cohen_kappa
 
@@ -18,7 +20,10 @@ ANSWERS: dict[str, bool | None] = {
     **dict.fromkeys(("no", "n", "0", "false"), False),
     **dict.fromkeys(("unknown", "u", "?"), None),
 }
+WORDS = {True: "yes", False: "no", None: "unknown"}
 COLUMNS = ("key", "text", "rubric", "label")
+READ = ("key", "rubric", "label")
+SEPARATORS = ",;\t"
 KEYS = "y yes, n no, u unknown, b back, q stop"
 
 
@@ -36,17 +41,25 @@ def sheet(
         store: memory.
         run: a run of a screen with a guarantee.
         count: at least so many in the order of the draw, as far as they may be needed; by default
-            what is needed next.
+            what is needed next. Where a tier gives the labels, as if people gave them.
         labelled_by: instead, what this reviewer has labelled, for a second one.
+
+    Raises:
+        StoreError: nobody would use the labels, or this reviewer has labelled nothing.
     """
     definition = definition_of(run)
+    keys = _keys(store, run)
     if labelled_by is not None:
-        labels = _people(store, definition)
+        labels = [one for one in _people(store, definition) if one.text_id in keys]
         wanted = [one.text_id for one in labels if one.reviewer == labelled_by]
+        if not wanted:
+            raise StoreError(_has_labelled_nothing(run, labelled_by, labels))
+    elif count is None:
+        _require_people(run, definition)
+        wanted = Calibration(store, run, definition).missing()
     else:
-        calibration = Calibration(store, run, definition)
-        wanted = calibration.missing() if count is None else calibration.ahead(count)
-    texts, keys = store.labels.texts(wanted), _keys(store, run)
+        wanted = Calibration(store, run, _against_people(definition)).ahead(count)
+    texts = store.labels.texts(wanted)
     for text_id in wanted:
         if text_id in keys:
             values = (keys[text_id], texts[text_id], definition.rubric, "")
@@ -67,19 +80,30 @@ def take_in(store: Store, run: Run, file: Path, reviewer: str, *, replace: bool)
     }
     problems: list[str] = []
     answers: dict[int, bool | None] = {}
+    first_keys: dict[int, str] = {}
     empty = 0
     for line, row in rows:
-        said = (row["label"] or "").strip().lower()
-        if row.get("rubric", definition.rubric) != definition.rubric:
+        key, said = row["key"], row["label"].strip().lower()
+        if "fault" in row:
+            problems.append(f"line {line}: {row['fault']}")
+        elif _plain(row.get("rubric", definition.rubric)) != _plain(definition.rubric):
             problems.append(f"line {line}: the rubric is not that of run '{run.key}'")
-        elif row["key"] not in text_ids:
-            problems.append(f"line {line}: run '{run.key}' has no candidate '{row['key']}'")
+        elif key not in text_ids:
+            problems.append(f"line {line}: run '{run.key}' has no candidate '{key}'")
         elif not said:
             empty += 1
         elif said not in ANSWERS:
             problems.append(f"line {line}: '{said}' is no answer; write yes, no or unknown")
-        elif answers.setdefault(text_ids[row["key"]], ANSWERS[said]) is not ANSWERS[said]:
-            problems.append(f"line {line}: '{row['key']}' is answered twice, yes and no")
+        else:
+            text_id, answer = text_ids[key], ANSWERS[said]
+            first = first_keys.setdefault(text_id, key)
+            if answers.setdefault(text_id, answer) is not answer:
+                both = f"{WORDS[answers[text_id]]} and {WORDS[answer]}"
+                problems.append(
+                    f"line {line}: '{key}' is answered twice, {both}"
+                    if first == key
+                    else f"line {line}: '{first}' and '{key}' are one text answered twice, {both}"
+                )
     if problems:
         more = f"\n... and {len(problems) - 10:,} more" if len(problems) > 10 else ""
         raise StoreError("\n".join([f"{file}: nothing was stored", *problems[:10]]) + more)
@@ -106,8 +130,12 @@ def ask_in_turn(
 
     Returns:
         How many labels were told.
+
+    Raises:
+        StoreError: nobody would use the labels.
     """
     definition = definition_of(run)
+    _require_people(run, definition)
     rubric = rubric_digest(definition.rubric)
     say(definition.rubric)
     told: list[int] = []
@@ -138,7 +166,6 @@ def agreement(store: Store, run: Run) -> dict[str, Any]:
         if label.answer is not None and label.text_id in keys:
             by_text.setdefault(label.text_id, {})[label.reviewer] = label.answer
     undecided = set(disputes(labels))
-    words = {True: "yes", False: "no"}
     return {
         "reviewers": {
             name: sum(label.reviewer == name for label in labels)
@@ -149,7 +176,7 @@ def agreement(store: Store, run: Run) -> dict[str, Any]:
             {
                 "key": keys[text_id],
                 "settled": "no" if text_id in undecided else "by majority",
-                **{name: words[answer] for name, answer in sorted(answers.items())},
+                **{name: WORDS[answer] for name, answer in sorted(answers.items())},
             }
             for text_id, answers in by_text.items()
             if len(set(answers.values())) > 1
@@ -191,15 +218,96 @@ def _keys(store: Store, run: Run) -> dict[int, str]:
     return found
 
 
+def _require_people(run: Run, definition: Screen) -> None:
+    """Refuse to ask people for labels that a tier gives.
+
+    Raises:
+        StoreError: it does.
+    """
+    section = guarantee_of(definition)
+    if not section.by_people:
+        raise StoreError(
+            f"screen '{definition.screen}' has its labels from its tier '{section.against}', and a "
+            "calibration uses no others; write against: people under guarantee to have people "
+            f"asked. For a sheet to compare with: tamis label export {run.key} --count 100"
+        )
+
+
+def labels_from(run: Run) -> str | None:
+    """The tier that gives the labels of the run's promise; None where people give them."""
+    section = guarantee_of(definition_of(run))
+    return None if section.by_people else section.against
+
+
+def _against_people(definition: Screen) -> Screen:
+    people = guarantee_of(definition).model_copy(update={"against": PEOPLE})
+    return definition.model_copy(update={"guarantee": people})
+
+
+def _has_labelled_nothing(run: Run, reviewer: str, labels: list[Label]) -> str:
+    counts = Counter(label.reviewer for label in labels)
+    who = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items()))
+    known = f"write one of: {who}" if who else "nor has anybody else"
+    return f"'{reviewer}' has labelled nothing of run '{run.key}'; {known}"
+
+
+def _plain(words: str) -> str:
+    """Without what editors change: ends of lines, and space at either end."""
+    return " ".join(words.split())
+
+
 def _read(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Lines by number; one that cannot be used holds `fault`, and empty ones are left out."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = {"key", "label"} - set(reader.fieldnames or ())
-            if missing:
-                raise StoreError(
-                    f"{file} has no column '{min(missing)}'; 'tamis label export' writes one"
-                )
-            return [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(f"{file} cannot be read: {error}") from error
+        content = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{file} is not UTF-8; save it as CSV UTF-8") from error
+    if "\0" in content:  # UTF-16 without its mark
+        raise StoreError(f"{file} is not UTF-8; save it as CSV UTF-8")
+    before = csv.field_size_limit(max(csv.field_size_limit(), len(content)))
+    try:
+        return list(_rows(file, content))
+    except csv.Error as error:
+        raise StoreError(f"{file} is no table: {error}; save it as CSV UTF-8") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _rows(file: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
+    names, separator = _header(file, content)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator)
+    next(reader)
+    for cells in reader:
+        named = zip(names, cells, strict=False)
+        row = {"key": "", "label": "", **{name: cell for name, cell in named if name in READ}}
+        if not row["key"].strip() and not row["label"].strip():
+            continue
+        if len(cells) < len(names):
+            row["fault"] = f"{len(cells):,} columns, and the first line has {len(names):,}"
+        elif any(cell.strip() for cell in cells[len(names) :]):
+            row["fault"] = (
+                f"{len(cells):,} columns, and the first line has {len(names):,}; a text that holds "
+                f"{separator!r} needs quotes"
+            )
+        elif not row["key"].strip():
+            row["fault"] = "an answer without a key"
+        yield reader.line_num, row
+
+
+def _header(file: Path, content: str) -> tuple[list[str], str]:
+    """Names of the columns, in small letters, and what stands between them."""
+    missing = set[str]()
+    for separator in reversed(SEPARATORS):
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator)
+        names = [name.strip().lower() for name in next(reader, [])]
+        missing = {"key", "label"} - set(names)
+        if not missing:
+            break
+    else:
+        raise StoreError(f"{file} has no column '{min(missing)}'; 'tamis label export' writes one")
+    for name in READ:
+        if names.count(name) > 1:
+            raise StoreError(f"{file} has more than one column '{name}'; leave one of them")
+    return names, separator

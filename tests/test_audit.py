@@ -138,7 +138,7 @@ def test_thresholds_moved_by_hand_have_an_interval_and_no_alarm(folder: Path) ->
     with stored() as (store, run):
         assert audits_of_promise(store, run) == []
         assert accepted(list(store.results(run.id))) < before
-        store.policies.use(run.id, certified)
+        store.policies.use(run.id, certified, author="ada", reason="too dear")
         store.redecide(run.id, 1)
         assert accepted(list(store.results(run.id))) == before
 

@@ -1,19 +1,26 @@
 """Sheets, one label at a time, two reviewers, and thresholds moved after a calibration."""
 
 import csv
+import io
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from db.engine import open_engine
 from db.store import LabelSource, Run, Store, StoreError, rubric_digest
+from flows import cli_guarantee
 from flows.calibrate import calibrate
 from flows.calibration import Calibration
+from flows.cli_guarantee import decide, export_labels, reliability
 from flows.labelling import COLUMNS, agreement, ask_in_turn, sheet, take_in
 from flows.moving import certified_now, change_of, consequences
 from flows.reliability import bars, reliability_of, svg
 from flows.screen import screen
+from flows.settings import Settings
+from tiers.config import load_screen
 
 from .test_calibrate import PROMISE, paid, stored, write
 
@@ -43,6 +50,15 @@ def asked(folder: Path) -> Path:
     """A folder whose calibration waits for people."""
     assert calibrate.fn(write(folder, BY_PEOPLE))["status"] == "waiting"
     return folder
+
+
+@pytest.fixture
+def commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands may be called here: what they open is closed."""
+    engine = open_engine(Settings().database())
+    monkeypatch.setattr(cli_guarantee, "open_store", lambda _: Store(engine))
+    yield
+    engine.dispose()
 
 
 def test_a_sheet_is_blind_and_taken_in_once(asked: Path) -> None:
@@ -81,6 +97,147 @@ def test_a_sheet_with_faults_names_them_all_and_stores_nothing(asked: Path) -> N
         (asked / "x.csv").write_text("key,text\n")
         with pytest.raises(StoreError, match="no column 'label'"):
             take_in(store, run, asked / "x.csv", "ada", replace=False)
+
+
+def test_a_sheet_may_have_been_through_any_editor(folder: Path) -> None:
+    definition = write(folder, BY_PEOPLE)
+    screen_file = (folder / "screen.yaml").read_text()
+    (folder / "screen.yaml").write_text(
+        screen_file.replace("rubric: any", "rubric: |\n  any\n  kind")
+    )
+    definition = load_screen(folder / "screen.yaml")
+    calibrate.fn(definition)
+    long = "x" * 200_000
+    with stored() as (store, run):
+        rows = [{**row, "text": long} for row in sheet(store, run)][:6]
+        assert rows[0]["rubric"].endswith("any\nkind\n")
+        for number, (separator, end, rubric) in enumerate(
+            (
+                (",", "\n", "any\nkind\n"),
+                (";", "\r\n", "any\r\nkind\r\n"),
+                ("\t", "\r\n", "any\nkind"),
+            )
+        ):
+            lines = io.StringIO(newline="")
+            writer = csv.writer(lines, delimiter=separator, lineterminator=end)
+            writer.writerow(["Key", "Fault", " RUBRIC", "Label"])
+            for row in rows[2 * number : 2 * number + 2]:
+                writer.writerow([row["key"], row["text"], rubric, "Yes"])
+                writer.writerow(["", "", "", ""])
+            writer.writerow(["", "a note", "", ""])
+            file = folder / "ada.csv"
+            file.write_bytes(lines.getvalue().encode("utf-8-sig"))
+            assert take_in(store, run, file, "ada", replace=False) == (2, 0)
+        labels = store.labels.all(rubric_digest(definition.rubric), LabelSource.PERSON)
+        assert [(one.reviewer, one.answer) for one in labels] == [("ada", True)] * 6
+    assert csv.field_size_limit() < len(long)
+
+
+def test_a_sheet_that_cannot_be_read_says_why(asked: Path, monkeypatch) -> None:
+    file = asked / "bad.csv"
+    with stored() as (store, run):
+        first, *_ = sheet(store, run)
+        key = first["key"]
+
+        def fault(content: str, encoding: str = "utf-8") -> str:
+            file.write_bytes(content.encode(encoding))
+            with pytest.raises(StoreError) as caught:
+                take_in(store, run, file, "ada", replace=False)
+            return str(caught.value)
+
+        for encoding in ("utf-16", "utf-16-le", "cp1252"):
+            said = fault(f"key,text,label\n{key},caf\u00e9,yes\n", encoding)
+            assert "is not UTF-8; save it as CSV UTF-8" in said
+        head = "key,text,label\n"
+        assert "line 2: 2 columns, and the first line has 3" in fault(f"{head}{key},yes\n")
+        assert "needs quotes" in fault(f"{head}{key},a,b,yes\n")
+        assert "line 2: an answer without a key" in fault(f"{head},a,yes\n")
+        assert "more than one column 'label'" in fault(f"key,label,Label\n{key},yes,no\n")
+        assert "no column 'key'" in fault("")
+        said = fault(f"{head}{key},a,Yes\n{key},a,?\n")
+        assert f"line 3: '{key}' is answered twice, yes and unknown" in said
+
+        def broken(*given: object, **options: object) -> None:
+            raise csv.Error("line contains no sense")
+
+        monkeypatch.setattr(csv, "reader", broken)
+        assert "bad.csv is no table: line contains no sense" in fault(head)
+        assert told(store) == {}
+
+
+def test_two_keys_of_one_text_answered_otherwise_are_both_named(folder: Path) -> None:
+    definition = write(folder, BY_PEOPLE)
+    with (folder / "in.jsonl").open("a") as file:
+        file.write('{"id": "twin", "text": "text number 7: no"}\n')
+    calibrate.fn(definition)
+    (folder / "a.csv").write_text("key,label\nk0007,no\ntwin,yes\n")
+    with (
+        stored() as (store, run),
+        pytest.raises(StoreError, match="'k0007' and 'twin' are one text answered twice, no and y"),
+    ):
+        take_in(store, run, folder / "a.csv", "ada", replace=False)
+
+
+def test_people_are_not_asked_for_what_a_tier_answers(folder: Path, commands, capsys) -> None:
+    calibrate.fn(write(folder))
+    with stored() as (store, run):
+        with pytest.raises(StoreError, match=r"its labels from its tier 'large'.*against: people"):
+            list(sheet(store, run))
+        with pytest.raises(StoreError, match="export try-1 --count 100"):
+            ask_in_turn(store, run, "ada", lambda _: "q", lambda _: None)
+        # To compare with, though: the draw as people would have it, whatever the tier has said.
+        rows = list(sheet(store, run, count=20))
+        assert len(rows) == 20
+        assert take_in(store, run, filled(folder / "a.csv", rows), "ada", replace=False) == (20, 0)
+        assert len(list(sheet(store, run, labelled_by="ada"))) == 20
+    export_labels(None, folder / "b.csv", 20)
+    assert "'large': those of people are kept to compare with" in capsys.readouterr().err
+
+
+def test_a_sheet_of_nobody_is_not_written(asked: Path) -> None:
+    with stored() as (store, run):
+        with pytest.raises(StoreError, match=r"'zoe' has labelled nothing .*; nor has anybody"):
+            list(sheet(store, run, labelled_by="zoe"))
+        rows = list(sheet(store, run))[:3]
+        take_in(store, run, filled(asked / "a.csv", rows), "ada", replace=False)
+        with pytest.raises(StoreError, match=r"'zoe' .* 'try-1'; write one of: ada \(3\)"):
+            list(sheet(store, run, labelled_by="zoe"))
+
+
+def test_files_that_cannot_be_written_are_said_in_words(asked: Path, commands, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        export_labels(None, asked / "nodir" / "x.csv")
+    assert stopped.value.code == 2
+    with stored() as (store, run):
+        rows = list(sheet(store, run))
+        take_in(store, run, filled(asked / "a.csv", rows), "ada", replace=False)
+    with pytest.raises(SystemExit) as stopped:
+        reliability(plot=asked / "nodir" / "x.svg")
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    for name in ("x.csv", "x.svg"):
+        assert f"{name} cannot be written: No such file or directory; name a file in a" in said
+
+
+def test_who_went_back_to_a_version_and_why_is_kept(folder: Path, commands, capsys) -> None:
+    definition = write(folder)
+    calibrate.fn(definition)
+    screen.fn(definition)
+    with stored() as (store, run):
+        old = next(one for one in store.policies.versions(run.id) if one.in_use)
+    decide(run.key, "cheaper", "small", 0.01, by="ada")
+    for refused, because in (({"reject_below": 0.9}, "x"), ({}, " ")):
+        with pytest.raises(SystemExit):
+            decide(run.key, because, policy=old.id, by="bob", **refused)
+    said = capsys.readouterr().err
+    assert f"--policy {old.id} brings its own thresholds" in said
+    assert "the reason is empty" in said
+    decide(run.key, "too dear", policy=old.id, by="bob")
+    with stored() as (store, run):
+        new = next(one for one in store.policies.versions(run.id) if one.in_use)
+    assert (new.author, new.reason) == ("bob", "too dear")
+    assert (new.reject_below, new.follows) == (old.reject_below, old.follows)
+    assert (new.id != old.id, new.certified) == (True, True)
 
 
 def test_labels_are_asked_one_by_one_with_a_way_back(asked: Path) -> None:

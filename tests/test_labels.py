@@ -123,10 +123,37 @@ def test_every_change_of_thresholds_is_a_version_with_its_author(store: Store) -
     assert (versions[1].id, versions[1].author) == (moved, "ada")
     assert versions[1].reason == "the client said so"
     assert (versions[0].reject_below, versions[1].reject_below) == (0.2, 0.1)
-    assert store.policies.use(run.id, versions[0].id) == 0
-    assert [one.in_use for one in store.policies.versions(run.id)[:2]] == [True, False]
-    with pytest.raises(StoreError, match="no policy 99; write one of: 1, 3, 2"):
-        store.policies.use(run.id, 99)
+    who = {"author": "bob", "reason": "too dear"}
+    assert store.policies.use(run.id, versions[0].id, **who) == 0
+    versions = store.policies.versions(run.id)
+    assert [one.in_use for one in versions] == [False, False, True, True]
+    assert (versions[2].author, versions[2].reason) == ("bob", "too dear")
+    assert (versions[2].reject_below, versions[2].accept_above) == (0.2, 0.9)
+    with pytest.raises(StoreError, match="no policy 99; write one of: 1, 3, 4, 2"):
+        store.policies.use(run.id, 99, **who)
+
+
+def test_going_back_brings_all_of_a_version_with_it(store: Store) -> None:
+    run = screened(store)
+    change = {0: Change(0.4, None), 1: Change(0.5, None)}
+    words: Any = {"author": "ada", "reason": "calibrated"}
+    first, _ = store.policies.certify(run.id, change, follows="slow", certificate={"n": 1}, **words)
+    store.finish(run.id, "done")
+    later = ingested(store, rows(5))
+    for position in range(2):
+        store.set_judge(later.id, position, {"model": f"model {position}"})
+    assert store.policies.inherit(later.id)
+    both = [(run.id, run.key), (later.id, later.key)]
+    assert store.audits.same_promise(later.id) == both
+    store.policies.move(run.id, 0, Change(0.1, None), author="ada", reason="try")
+    assert store.audits.same_promise(later.id) == both[1:]
+    store.policies.use(run.id, first, author="bob", reason="back")
+    back = next(one for one in store.policies.versions(run.id) if one.in_use)
+    assert back.id != first
+    assert (back.reject_below, back.follows, back.certified) == (0.4, "slow", True)
+    assert store.policies.certificate(run.id) == {"n": 1}
+    # Its audits still count: going there and back does not make evidence forgotten.
+    assert store.audits.same_promise(later.id) == both
 
 
 def test_a_later_run_takes_over_the_thresholds_of_the_last_calibrated_one(store: Store) -> None:
