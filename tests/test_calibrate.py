@@ -293,7 +293,7 @@ def test_an_older_certificate_that_is_put_back_is_the_one_that_is_shown(folder: 
         assert newest["target"] == 0.9
         assert as_certified(store, run, newest)
         old = {one.tier: one for one in reversed(store.policies.versions(run.id)) if one.certified}
-        store.policies.use(run.id, old["small"].id)
+        store.policies.use(run.id, old["small"].id, author="ada", reason="try")
         mixed = store.policies.certificate(run.id)
         assert mixed is not None
         assert not as_certified(store, run, mixed)
