@@ -14,8 +14,6 @@ from tiers.config import Screen
 from .conftest import RUBRIC
 from .test_vllm import judged
 
-pytest.importorskip("tiers.backends.http")
-
 
 def over_http(url: str, **settings: object) -> Job:
     tier = {"name": "only", "backend": "http", "base_url": url, "model": "tiny"} | settings
