@@ -20,7 +20,7 @@ def test_from_a_promise_to_a_moved_threshold(project: Project) -> None:
     database = ("--database", project.database)
     code, _, err = project.tamis("run", "screen.yaml", *database)
     assert code == 3
-    assert "is not calibrated; run 'tamis calibrate' first" in err
+    assert "is not calibrated for that; run 'tamis calibrate' first" in err
 
     process = project.start("calibrate", "screen.yaml", *database)
     while process.poll() is None and paid(project.folder, "large") < 20:

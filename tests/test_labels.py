@@ -142,7 +142,7 @@ def test_going_back_brings_all_of_a_version_with_it(store: Store) -> None:
     later = ingested(store, rows(5))
     for position in range(2):
         store.set_judge(later.id, position, {"model": f"model {position}"})
-    assert store.policies.inherit(later.id)
+    assert store.policies.inherit(later.id, {"n": 1})
     both = [(run.id, run.key), (later.id, later.key)]
     assert store.audits.same_promise(later.id) == both
     store.policies.move(run.id, 0, Change(0.1, None), author="ada", reason="try")
