@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
@@ -274,11 +275,12 @@ def poll(
     if not waiting:
         print_rows([], as_json, empty="no run waits for a batch")
         return
-    ensure_server(settings)
+    ready = ensure_server(settings)
     from flows.collect import collect
     from flows.summary import summary
 
     try:
+        ready()
         collect(run, wait)
     except TierError as error:
         err.print(str(error), markup=False, highlight=False)
@@ -337,19 +339,21 @@ def screen_once(
     settings = Settings()
     url = settings.database(database)
     os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
-    ensure_server(settings)
-    chosen = _run_flow(definition, key, limit)
+    chosen = _run_flow(definition, key, limit, ensure_server(settings))
     from flows.summary import summary
 
     store = open_store(url)
     return summary(store, store.find_run(chosen))
 
 
-def _run_flow(definition: Screen, key: str | None, limit: int | None) -> str:
+def _run_flow(
+    definition: Screen, key: str | None, limit: int | None, ready: Callable[[], None]
+) -> str:
     from flows.screen import prepare, screen
 
     chosen = prepare(definition, key)
     try:
+        ready()
         screen(definition, key=chosen, limit=limit)
     except TierError as error:
         err.print(str(error))

@@ -84,12 +84,13 @@ def calibrate(
     definition = load_screen(file)
     settings = Settings()
     os.environ["TAMIS_DATABASE_URL"] = settings.database(database)
-    ensure_server(settings)
+    ready = ensure_server(settings)
     from flows.calibrate import calibrate as flow
     from flows.screen import prepare
 
     chosen = prepare(definition, key)
     try:
+        ready()
         made = flow(
             definition,
             key=chosen,

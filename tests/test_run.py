@@ -1,10 +1,12 @@
 """Whole runs, as a user starts them: the command, a Prefect server, a child process, a database."""
 
+import fcntl
 import json
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -152,7 +154,7 @@ def test_a_second_process_on_a_run_is_refused(project: Project) -> None:
         for _ in range(600):
             time.sleep(0.05)
             if (project.folder / "tamis.db").exists() and any(
-                row["lock_owner"] for row in _rows(project, "SELECT lock_owner FROM run")
+                row["lock_owner"] for row in _rows(project.database, "SELECT lock_owner FROM run")
             ):
                 break
         code, _, err = project.tamis(
@@ -165,9 +167,9 @@ def test_a_second_process_on_a_run_is_refused(project: Project) -> None:
         first.communicate()
 
 
-def _rows(project: Project, query: str) -> list[dict[str, Any]]:
+def _rows(database: str, query: str) -> list[dict[str, Any]]:
     try:
-        return ask(project.database, query)
+        return ask(database, query)
     except StoreError:  # the tables are not there yet
         return []
 
@@ -278,7 +280,7 @@ def test_a_run_brings_its_own_prefect_and_a_kill_leaves_nothing_behind(project: 
     project.write(tier("only", "accept_above: 0.5", options="seconds: 0.005"), count=4_000)
     project.env.pop("PREFECT_API_URL")
     process = project.start("run", "screen.yaml", "--database", project.database)
-    while process.poll() is None and not _rows(project, "SELECT 1 FROM judgement LIMIT 1"):
+    while process.poll() is None and not _rows(project.database, "SELECT 1 FROM judgement LIMIT 1"):
         time.sleep(0.05)
     left = children(process.pid)
     assert len(left) == 2, "Prefect's server and the tier's engine"
@@ -289,3 +291,36 @@ def test_a_run_brings_its_own_prefect_and_a_kill_leaves_nothing_behind(project: 
         left = {pid for pid in left if lives(pid)}
         time.sleep(0.1)
     assert not left
+
+
+def test_prefects_that_start_at_once_take_turns_and_keep_no_fault_waiting(project: Project) -> None:
+    project.env.pop("PREFECT_API_URL")
+    start = "from flows.server import ensure_server as e, Settings; e(Settings())()"
+    both = [
+        subprocess.Popen([sys.executable, "-c", start], cwd=project.folder, env=project.env)
+        for _ in range(2)
+    ]
+    assert [process.wait() for process in both] == [0, 0], "one database of Prefect's, and new"
+
+    project.write(tier("only", "accept_above: 0.5"))
+    (project.folder / "in.jsonl").unlink()
+    others = servers()
+    with (project.folder / "data" / "prefect" / "server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = project.run()
+        assert (code, "candidates.from: no such file" in err) == (2, True)
+        assert len(servers() - others) == 1, "it waits to start"
+    deadline = time.monotonic() + 120
+    while servers() - others and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not servers() - others, "it has started, found itself alone and ended"
+
+
+def servers() -> set[int]:
+    """Prefect servers of ours."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,command="], capture_output=True, text=True, check=True
+    )
+    return {
+        int(line.split()[0]) for line in listed.stdout.splitlines() if "-m flows.server" in line
+    }
