@@ -12,25 +12,21 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from db.engine import check_ready, open_engine
-from db.store import Change, Store
+from db.store import Change
 from flows.approval import Approval, as_record, asked_for, given_before, refusal
 from flows.batch import BatchRun
-from flows.budget import check_prices
 from flows.calibration import Calibration, NotYet, guarantee_of
 from flows.certificate import certificate_of, markdown
 from flows.judging import TierRun, TierWork, tell
-from flows.progress import Display, display
+from flows.progress import Display
 from flows.reliability import markdown as reliability_markdown
 from flows.reliability import reliability_of
 from flows.report import publish, slug
-from flows.screen import open_run, read_candidates, tier_works, working
-from flows.settings import Settings, load_keys
-from tiers.base import identity, job_of
+from flows.screen import opened, read_candidates, tier_works
 from tiers.calibration import Result, Status
 from tiers.config import Screen
 from tiers.guarantee import Kind
-from tiers.sections import OpenAIBatchTier, RemoteTier
+from tiers.sections import OpenAIBatchTier
 
 
 @flow(
@@ -70,35 +66,22 @@ def calibrate(
         TierError: a tier could not go on; what was judged is kept.
     """
     guarantee_of(definition)
-    url = Settings().database()
-    check_ready(url)
-    load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
-    check_prices(definition)
-    identities = [identity(job_of(definition, i)) for i in range(len(definition.tiers))]
-    engine = open_engine(url)
-    try:
-        store = Store(engine)
-        run = open_run(store, definition, key)
-        with working(store, run), display() as shown:
-            tell(f"calibrating run {run.key} of screen {run.screen}", shown)
-            judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
-            if read:
-                read_candidates(definition, store, run, limit, shown)
-            try:
-                _plan(Calibration(store, run, definition), shown, anyway=anyway)
-                works = tier_works(definition, store, run, judges)
-                _score(works, shown)
-                calibration = Calibration(store, run, definition)
-                _label(calibration, works[-1], shown)
-                name = author or getpass.getuser()
-                said = Approval(approved=True, by=name) if approve else None
-                return _certify(calibration, name, said, wait_seconds, shown)
-            except (NotYet, _Refused) as stop:
-                tell(str(stop), shown)
-                status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
-                return {"run": run.key, "status": str(status), "message": str(stop)}
-    finally:
-        engine.dispose()
+    with opened(definition, key, "calibrating ") as (store, run, judges, shown):
+        if read:
+            read_candidates(definition, store, run, limit, shown)
+        try:
+            _plan(Calibration(store, run, definition), shown, anyway=anyway)
+            works = tier_works(definition, store, run, judges)
+            _score(works, shown)
+            calibration = Calibration(store, run, definition)
+            _label(calibration, works[-1], shown)
+            name = author or getpass.getuser()
+            said = Approval(approved=True, by=name) if approve else None
+            return _certify(calibration, name, said, wait_seconds, shown)
+        except (NotYet, _Refused) as stop:
+            tell(str(stop), shown)
+            status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
+            return {"run": run.key, "status": str(status), "message": str(stop)}
 
 
 class _Refused(Exception):

@@ -62,6 +62,35 @@ def screen(
     Raises:
         TierError: a tier could not go on; what was judged is kept.
     """
+    with opened(definition, key) as (store, run, judges, shown):
+        if (context := FlowRunContext.get()) and context.flow_run:
+            store.set_flow_run(run.id, str(context.flow_run.id))
+        require_calibration(store, run, definition)
+        if read:
+            read_candidates(definition, store, run, limit, shown)
+        if (
+            definition.guarantee is not None
+            and (certificate := store.policies.certificate(run.id)) is not None
+            and (beyond := not_covered(store, run, certificate)) is not None
+        ):
+            tell(beyond, shown)
+        for _ in range(ROUNDS):
+            works = tier_works(definition, store, run, judges)
+            if not Cascade(definition, works, shown).run():
+                break
+        publish(store, run)
+    return run.key
+
+
+@contextmanager
+def opened(
+    definition: Screen, key: str | None, doing: str = ""
+) -> Iterator[tuple[Store, Run, list[int], Display]]:
+    """Hold a run while it is worked on: its store, itself, its tiers' judges and what is shown.
+
+    Raises:
+        TierError: a model, a key or a price is not there.
+    """
     url = Settings().database()
     check_ready(url)
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
@@ -72,26 +101,10 @@ def screen(
         store = Store(engine)
         run = open_run(store, definition, key)
         with working(store, run), display() as shown:
-            tell(f"run {run.key} of screen {run.screen}", shown)
+            tell(f"{doing}run {run.key} of screen {run.screen}", shown)
             # Before anything is decided anew: a run keeps the judges that it began with.
             judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
-            if (context := FlowRunContext.get()) and context.flow_run:
-                store.set_flow_run(run.id, str(context.flow_run.id))
-            require_calibration(store, run, definition)
-            if read:
-                read_candidates(definition, store, run, limit, shown)
-            if (
-                definition.guarantee is not None
-                and (certificate := store.policies.certificate(run.id)) is not None
-                and (beyond := not_covered(store, run, certificate)) is not None
-            ):
-                tell(beyond, shown)
-            for _ in range(ROUNDS):
-                works = tier_works(definition, store, run, judges)
-                if not Cascade(definition, works, shown).run():
-                    break
-            publish(store, run)
-        return run.key
+            yield store, run, judges, shown
     finally:
         engine.dispose()
 
