@@ -36,17 +36,6 @@ _SEND_ON = text("""
 """)
 
 
-_UNASKED = text("""
-    SELECT COUNT(*)
-    FROM verdict
-    JOIN candidate ON candidate.id = verdict.candidate_id
-    LEFT JOIN judgement
-      ON judgement.judge_id = :judge_id AND judgement.text_id = candidate.text_id
-    WHERE verdict.run_id = :run_id
-      AND verdict.position = :position
-      AND verdict.outcome IS NULL
-      AND (judgement.text_id IS NULL OR judgement.failed)
-""")
 _COUNT = text("""
     SELECT COUNT(*)
     FROM verdict
@@ -199,12 +188,6 @@ class Labels:
             connection.execute(
                 _ADVANCE, {"run_id": run_id, "position": position, "judge_id": judge_id}
             )
-
-    def unasked(self, run_id: int, position: int, judge_id: int) -> int:
-        """How many candidates wait at a tier without an answer, or with a failed attempt at one."""
-        parameters = {"run_id": run_id, "position": position, "judge_id": judge_id}
-        with transaction(self._engine, writes=False) as connection:
-            return int(connection.scalar(_UNASKED, parameters) or 0)
 
     def candidates(self, run_id: int) -> int:
         """How many candidates of a run have a text: a calibration is about these."""

@@ -113,9 +113,9 @@ def _score(works: list[TierWork], shown: Display) -> None:
     store.undecide(run_id)
     for work in works[:-1]:
         _judge(work, shown)
-        if waiting := store.labels.unasked(run_id, work.position, work.judge_id):
+        if waiting := store.count_unjudged(run_id, work.position, work.judge_id):
             raise NotYet(
-                f"tier '{work.name}' has still to judge {waiting:,} candidates, those that it "
+                f"tier '{work.name}' has still to judge {waiting:,} texts, those that it "
                 "failed on included, and a calibration needs its scores of all of them; raise its "
                 "budget if it has one, and calibrate again"
             )

@@ -254,10 +254,7 @@ def test_candidates_that_a_tier_failed_on_are_judged_before_anything_is_certifie
     monkeypatch.setattr(judging, "open_tier", opened)
     made = calibrate.fn(definition)
     assert made["status"] == "waiting"
-    assert (
-        "tier 'medium' has still to judge 300 candidates, those that it failed on"
-        in made["message"]
-    )
+    assert "tier 'medium' has still to judge 300 texts, those that it failed on" in made["message"]
     away[:] = ["large"]
     made = calibrate.fn(definition)
     assert made["status"] == "waiting"
