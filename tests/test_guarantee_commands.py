@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,16 @@ def asked(url: str, body: object) -> Any:
     request = urllib.request.Request(  # noqa: S310
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request) as reply:  # noqa: S310
-        return json.load(reply)
+    for attempt in range(20):
+        try:
+            with urllib.request.urlopen(request) as reply:  # noqa: S310
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code != 503 or attempt == 19:  # Prefect's database is busy
+                    raise
+        time.sleep(0.5)
+    raise AssertionError
 
 
 def test_a_person_approves_or_refuses_in_the_ui(project: Project, prefect_url: str) -> None:
