@@ -40,6 +40,8 @@ class RunState(enum.StrEnum):
     STOPPED = "stopped"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """Said of a run whose process is gone; the table still says `running`."""
 
 
 class TierState(enum.StrEnum):

@@ -278,7 +278,7 @@ def as_status(row: RowMapping, account: Account) -> RunStatus:
         rows_duplicate=row["rows_duplicate"],
         account=account,
         lock_owner=row["lock_owner"],
-        lock_until=row["lock_until"],
+        locked=row["lock_until"] is not None and row["lock_until"] > now(),
     )
 
 

@@ -98,7 +98,7 @@ class Store:
         tiers: Sequence[TierPlan],
         key: str | None = None,
     ) -> Run:
-        """Take up an unfinished run, or begin one.
+        """Find the run to work on, or add it; one that was there stays as it is until `resume`.
 
         Args:
             screen: name of the screen.
@@ -115,8 +115,12 @@ class Store:
                 runs.add_tiers(connection, run_id, tiers)
             else:
                 run_id = found["id"]
-                runs.reopen(connection, run_id, config)
             return runs.as_run(runs.get(connection, run_id))
+
+    def resume(self, run_id: int, config: dict[str, Any]) -> None:
+        """Say that the run is worked on again, and by which settings; its lock is held."""
+        with self._writing() as connection:
+            runs.reopen(connection, run_id, config)
 
     def find_run(self, key: str | None = None) -> Run:
         """The run of this key; None for the newest."""

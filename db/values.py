@@ -93,7 +93,8 @@ class RunStatus:
     rows_duplicate: int
     account: Account
     lock_owner: str | None
-    lock_until: datetime | None
+    locked: bool
+    """Whether the lock has not expired."""
 
 
 class FunnelRow(NamedTuple):

@@ -9,8 +9,6 @@ import math
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
-from prefect.context import FlowRunContext
 
 from db.store import Change
 from flows.approval import Approval, as_record, asked_for, given_before, refusal
@@ -19,10 +17,12 @@ from flows.calibration import Calibration, NotYet, guarantee_of
 from flows.certificate import certificate_of, markdown
 from flows.judging import TierRun, TierWork, tell
 from flows.progress import Display
+from flows.recorder import current, recorded
 from flows.reliability import markdown as reliability_markdown
 from flows.reliability import reliability_of
-from flows.report import publish, slug
-from flows.screen import opened, read_candidates, tier_works
+from flows.report import publish
+from flows.run.screening import prepare, read_candidates, tier_works
+from flows.run.session import opened
 from tiers.calibration import Result, Status
 from tiers.config import Screen
 from tiers.guarantee import Kind
@@ -31,7 +31,7 @@ from tiers.sections import OpenAIBatchTier
 
 @flow(
     name="calibrate",
-    flow_run_name="{definition.screen} {key}",
+    flow_run_name="{definition.screen}",
     persist_result=False,
     validate_parameters=True,
 )
@@ -66,7 +66,13 @@ def calibrate(
         TierError: a tier could not go on; what was judged is kept.
     """
     guarantee_of(definition)
-    with opened(definition, key, "calibrating ") as (store, run, judges, shown):
+    key = prepare(definition, key) if key is None else key
+    name = f"{definition.screen} {key}"
+    told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
+    with (
+        recorded("calibrate", name, tags=[definition.screen], **told),
+        opened(definition, key, "calibrating ") as (store, run, judges, shown),
+    ):
         if read:
             read_candidates(definition, store, run, limit, shown)
         try:
@@ -230,16 +236,12 @@ def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:
 
 
 def _publish(calibration: Calibration, certificate: dict[str, Any]) -> None:
-    if FlowRunContext.get() is None:
-        return
     run = calibration.run
     page = [markdown(certificate)]
     if calibration.labels():
         found = reliability_of(calibration.store, run)
         page += ["", "How far scores are probabilities; no threshold depends on it:", ""]
         page += reliability_markdown(found)
-    create_markdown_artifact(
-        "\n".join(page),
-        key=slug(f"{run.screen}-certificate"),
-        description=f"Certificate of {run.key}",
+    current().page(
+        f"{run.screen}-{run.key}-certificate", f"Certificate of {run.key}", "\n".join(page)
     )

@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +28,8 @@ from flows.console import (
     out,
     print_rows,
 )
-from flows.server import ServerError, ensure_server, prefect_home
+from flows.run.owner import state_of
+from flows.server import ServerError, ensure_server
 from flows.settings import Settings
 from flows.writing import Format, format_of, write_results
 from tiers.config import Screen, ScreenError, load_screen
@@ -210,13 +209,9 @@ def sql(
 @app.command(epilog="Example: `tamis ui`, then open the address that it prints")
 def ui(port: Annotated[int, typer.Option(help="Where to listen.")] = 4200) -> None:
     """Open the Prefect UI on this project's runs, until Ctrl-C."""
-    settings = Settings()
-    address = f"http://127.0.0.1:{port}"
-    os.environ["PREFECT_HOME"] = str(prefect_home(settings))
-    os.environ["PREFECT_SERVER_UI_API_URL"] = f"{address}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start"]
-    err.print(f"Prefect UI: {address} (Ctrl-C ends it)")
-    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])  # noqa: S606
+    from flows.server import serve_ui
+
+    serve_ui(Settings(), port)
 
 
 @database_app.command(epilog="Example: `tamis db upgrade --database postgresql://host/tamis`")
@@ -336,37 +331,33 @@ def screen_once(
     Raises:
         TierError: a tier could not be found before anything was done.
     """
-    settings = Settings()
-    url = settings.database(database)
-    os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
-    chosen = _run_flow(definition, key, limit, ensure_server(settings))
+    from flows.recorder import recorded
+    from flows.run.screening import prepare, screen_candidates
     from flows.summary import summary
 
+    url = Settings().database(database)
+    os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
+    chosen = prepare(definition, key)
+    name, tags = f"{definition.screen} {chosen}", [definition.screen]
+    with recorded("screen", name, tags=tags, key=chosen, limit=limit) as record:
+        try:
+            screen_candidates(definition, key=chosen, limit=limit)
+        except TierError as error:
+            err.print(str(error))
+        except (KeyboardInterrupt, SystemExit) as stop:
+            how = "cancelled in the Prefect UI" if record.cancelled else "stopped"
+            err.print(
+                f"\n{how}; what was judged is kept. Go on with the same command, run {chosen}"
+            )
+            raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     store = open_store(url)
     return summary(store, store.find_run(chosen))
-
-
-def _run_flow(
-    definition: Screen, key: str | None, limit: int | None, ready: Callable[[], None]
-) -> str:
-    from flows.screen import prepare, screen
-
-    chosen = prepare(definition, key)
-    try:
-        ready()
-        screen(definition, key=chosen, limit=limit)
-    except TierError as error:
-        err.print(str(error))
-    except KeyboardInterrupt:
-        err.print(f"\nstopped; what was judged is kept. Go on with the same command (run {chosen})")
-        raise typer.Exit(130) from None
-    return chosen
 
 
 def _status_row(status: RunStatus) -> dict[str, Any]:
     return {
         "run": status.run.key,
-        "state": str(status.run.state),
+        "state": str(state_of(status)),
         **asdict(status.account),
         "seconds": round(status.seconds, 1),
         "started": None if status.started is None else f"{status.started:%Y-%m-%d %H:%M}",

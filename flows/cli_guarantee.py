@@ -86,7 +86,7 @@ def calibrate(
     os.environ["TAMIS_DATABASE_URL"] = settings.database(database)
     ready = ensure_server(settings)
     from flows.calibrate import calibrate as flow
-    from flows.screen import prepare
+    from flows.run.screening import prepare
 
     chosen = prepare(definition, key)
     try:
@@ -193,7 +193,7 @@ def decide(
     Who has to be judged by a later tier now waits for the next `tamis run`.
     """
     from flows.moving import change_of
-    from flows.screen import working
+    from flows.run.session import held, how_it_stands
     from flows.summary import show, summary
 
     store, run = _found(database, run_key)
@@ -207,13 +207,14 @@ def decide(
     if not because.strip():
         fail("the reason is empty; write --because WHY")
     said = {"author": by or getpass.getuser(), "reason": because}
-    with working(store, run):
+    with held(store, run):
         if policy is not None:
             position = store.policies.use(run.id, policy, **said)
         else:
             position, change = change_of(store, run, str(tier), reject_below, accept_above)
             store.policies.move(run.id, position, change, **said)
         store.redecide(run.id, position)
+        store.finish(run.id, *how_it_stands(store, run))
     finished = summary(store, run)
     if as_json:
         print(orjson.dumps(finished).decode())

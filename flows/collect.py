@@ -11,7 +11,8 @@ from db.batches import BY_HAND
 from db.engine import check_ready, open_engine
 from db.store import Batch, BatchState, DatabaseError, RunState, Store, StoreError
 from flows.batch import kept_reason
-from flows.screen import screen
+from flows.run.owner import state_of
+from flows.run.screening import screen_candidates
 from flows.settings import Settings, load_keys
 from tiers.base import job_of
 from tiers.config import Screen
@@ -73,14 +74,14 @@ def _go_on(store: Store, key: str) -> bool:
     """Go on with a run if there is something to do; whether there was."""
     if not _has_news(store, key):
         return False
-    screen(Screen.model_validate(store.find_run(key).config), key=key, read=False)
+    screen_candidates(Screen.model_validate(store.find_run(key).config), key=key, read=False)
     return True
 
 
 def _has_news(store: Store, key: str) -> bool:
     """Whether a batch of the run has ended, so that there is something to do."""
     found = store.find_run(key)
-    if store.status(found.id).run.state is RunState.RUNNING:
+    if state_of(store.status(found.id)) is RunState.RUNNING:
         return False
     batches = store.batches.all(found.id, open_only=True)
     return any(look(store, batch) is not BatchState.SUBMITTED for batch in batches)

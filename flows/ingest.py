@@ -70,6 +70,16 @@ def ingest(
     return total
 
 
+def check_columns(candidates: Candidates) -> None:
+    """Look at the beginning of each file, before anything is done.
+
+    Raises:
+        ScreenError: no file matches, or one cannot be read or lacks a column that the screen names.
+    """
+    for path in source_files(candidates.source):
+        read_records(path, candidates)
+
+
 def first_text(candidates: Candidates) -> tuple[str, str]:
     """Key and text of the first candidate that can be read.
 

@@ -5,13 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
-
 from db.store import Run, Store, TierState
 from flows.budget import Budgets, Gate
 from flows.progress import Display, Step
+from flows.recorder import current
 from flows.report import ProgressArtifact
 from tiers.base import Interruptible, Job, Tier, open_tier
 from tiers.types import Candidate, Judgement, TierError
@@ -31,8 +28,7 @@ MASS_NEEDED = 0.5
 def tell(text: str, shown: Display) -> None:
     """Say something in the terminal and in the flow run's log."""
     shown.say(text)
-    if FlowRunContext.get() is not None:
-        get_run_logger().info(text)
+    current().say(text)
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,8 @@ class TierRun:
         tier = self._open(waiting)
         after, size, judged = 0, FIRST_BLOCK, 0
         while True:
-            block = judge_block(self.work, tier, after, size, self._step, stored)
+            with current().block(f"{self.work.name} from {self._done + 1:,}"):
+                block = judge_block(self.work, tier, after, size, self._step, stored)
             self._tell_remarks(tier)
             if judged == 0 or block.last is None:
                 check_mass(self.work)
@@ -197,12 +194,6 @@ class TierRun:
         )
 
 
-@task(
-    name="judge",
-    task_run_name="{work.name} after {after}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
 def judge_block(
     work: TierWork,
     tier: Tier,
@@ -281,7 +272,7 @@ def _flushes(judgements: Iterator[Judgement]) -> Iterator[list[Judgement]]:
             if len(ready) >= FLUSH_ROWS or now - flushed >= FLUSH_SECONDS:
                 yield ready
                 ready, flushed = [], now
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt, SystemExit):
         if ready:
             yield ready  # paid for, whatever happened then
         raise

@@ -1,41 +1,25 @@
 """What a run leaves in the Prefect UI: progress, the funnel, a report."""
 
-import re
 import time
-from uuid import UUID
-
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
-from prefect.context import FlowRunContext
 
 from db.store import Run, Store
 from flows.audit import alarm_of, alarm_page
-from flows.summary import markdown, summary
+from flows.recorder import current
+from flows.summary import account_line, cost_words, markdown, summary
 
 UPDATE_SECONDS = 5.0
 
 
 def publish(store: Store, run: Run) -> None:
-    """Leave the funnel and the report with the flow run, if there is one."""
-    if FlowRunContext.get() is None:
-        return
+    """Leave the funnel, the report and the account of a run with its flow run."""
+    record = current()
     finished = summary(store, run)
-    create_table_artifact(
-        finished["tiers"], key=slug(f"{run.screen}-funnel"), description=f"Funnel of {run.key}"
-    )
-    create_markdown_artifact(
-        markdown(finished), key=slug(f"{run.screen}-report"), description=f"Report of {run.key}"
-    )
+    record.say(f"{account_line(finished)}; {cost_words(finished)}")
+    record.table(f"{run.screen}-{run.key}-funnel", f"Funnel of {run.key}", finished["tiers"])
+    record.page(f"{run.screen}-{run.key}-report", f"Report of {run.key}", markdown(finished))
     if (alarm := alarm_of(store, run)) is not None:
-        create_markdown_artifact(
-            alarm_page(store, run, alarm),
-            key=slug(f"{run.screen}-alarm"),
-            description=f"Alarm of {run.key}",
-        )
+        page = alarm_page(store, run, alarm)
+        record.page(f"{run.screen}-{run.key}-alarm", f"Alarm of {run.key}", page)
 
 
 class ProgressArtifact:
@@ -43,21 +27,13 @@ class ProgressArtifact:
 
     def __init__(self, run: Run, tier: str) -> None:
         self._written = time.monotonic()
-        self._id: UUID | None = None
-        if FlowRunContext.get() is not None:
-            made = create_progress_artifact(
-                0.0, key=slug(f"{run.screen}-{tier}"), description=f"{tier} of {run.key}"
-            )
-            self._id = made if isinstance(made, UUID) else None
+        self._key, self._description = f"{run.screen}-{run.key}-{tier}", f"{tier} of {run.key}"
+        current().progress(self._key, self._description, 0.0)
 
     def update(self, done: int, total: int, *, at_once: bool = False) -> None:
         now = time.monotonic()
-        if self._id is None or (now - self._written < UPDATE_SECONDS and not at_once):
+        if now - self._written < UPDATE_SECONDS and not at_once:
             return
         self._written = now
-        update_progress_artifact(self._id, min(100.0, 100 * done / max(total, 1)))
-
-
-def slug(name: str) -> str:
-    """A name as the key of an artifact may be."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        percent = min(100.0, 100 * done / max(total, 1))
+        current().progress(self._key, self._description, percent)

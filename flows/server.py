@@ -1,27 +1,30 @@
-"""Prefect for a run: the user's server if one answers, else one of our own for as long as we live.
+"""Prefect for a run: the user's server if one answers, else one of our own for as long as we need.
 
-Prefect can start such a server itself, but that one outlives a flow that is killed. Ours reads
-its standard input and ends when that ends, which a kill cannot prevent.
+Either is spoken to by a child process of ours, for a run must not wait for Prefect, nor end with
+it. The child reads events on its standard input until that ends, which a kill cannot prevent,
+tells them to the server, and stays some time longer for the next run.
 """
 
 import atexit
-import fcntl
+import json
 import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from flows.settings import Settings
 
 STOP_SECONDS = 15.0
+UP = "up"
+"""What the child says once a server answers."""
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -37,30 +40,116 @@ class ServerError(Exception):
     """Prefect's server did not start."""
 
 
+class Child:
+    """The process that speaks to Prefect: lines go in, and lines come out."""
+
+    def __init__(
+        self,
+        home: Path,
+        environment: dict[str, str],
+        listening: int | None = None,
+        *,
+        named: bool = False,
+    ) -> None:
+        self.log = home / "server.log"
+        self.named = named
+        """Whether the user named the server, which may not outlive a container of ours."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", "flows.prefect_child", *map(str, filter(None, [listening]))],
+                pass_fds=[] if listening is None else [listening],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ
+                | environment
+                | {
+                    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",  # its console is the log
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
+                start_new_session=True,  # Ctrl-C is ours to answer, and Prefect hears of it from us
+            )
+
+    def write(self, line: str) -> None:
+        """Tell it an event.
+
+        Raises:
+            OSError: it is gone.
+        """
+        if self._process.stdin is not None:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def lines(self) -> Iterator[str]:
+        """What it says, until it ends."""
+        with suppress(ValueError):  # closed meanwhile
+            for line in self._process.stdout or ():
+                yield line.strip()
+
+    def close(self) -> None:
+        """End its input: there are no more events."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it has ended, or has told everything.
+
+        Raises:
+            subprocess.TimeoutExpired: it still works.
+        """
+        self._process.wait(seconds)
+
+
+def open_child(settings: Settings) -> tuple[Child, str]:
+    """Start the child that speaks to Prefect, and the address of the API that it speaks to.
+
+    The server is the one that the user named if it answers, else the one of another run of this
+    data folder, else one that the child serves itself.
+    """
+    environment = dict(_DEFAULTS)
+    home = prefect_home(settings)
+    url = named = configured_server()
+    if url is not None and not _answers(url):
+        print(f"Prefect server {url} does not answer; using our own", file=sys.stderr)  # noqa: T201
+        url = named = None
+    if url is None:
+        environment["PREFECT_HOME"] = str(home)
+        url = running_server(home)
+    if url is not None:
+        environment["PREFECT_API_URL"] = url
+        return Child(home, environment, named=named is not None), url
+    # Bound here, so that the address is known before the server is there.
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        child = Child(home, {**environment, "PREFECT_API_URL": url}, listening.fileno())
+    return child, url
+
+
 def ensure_server(settings: Settings) -> Callable[[], None]:
-    """Name a server to Prefect, and start one if the user has none that answers.
+    """Name a server to Prefect, for a flow that Prefect itself runs in this process.
 
     Must be called before Prefect is first imported, because Prefect reads the environment only
-    then. Our own server ends with this process.
+    then.
 
     Returns:
-        What waits until the server answers, to be called before a flow. In between there is time
-        to import Prefect, which takes about as long as its server's start. It raises ServerError
+        What waits until the server answers, to be called before a flow. It raises ServerError
         if our own did not start; the message holds its last words.
     """
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    url = configured_server()
-    if url is None:
-        known = (prefect_home(settings) / "prefect.db").exists()
-        takes = "some seconds" if known else "half a minute the first time"
-        print(f"starting Prefect's own server, which takes {takes}", file=sys.stderr)  # noqa: T201
-    elif _answers(url):
-        os.environ["PREFECT_API_URL"] = url
-        return lambda: None
-    else:
-        print(f"Prefect server {url} does not answer; starting one", file=sys.stderr)  # noqa: T201
-    return _OwnServer(settings).wait
+    child, url = open_child(settings)
+    os.environ.update({name: os.environ.get(name, value) for name, value in _DEFAULTS.items()})
+    os.environ["PREFECT_API_URL"] = url
+    if configured_server() is None:
+        os.environ["PREFECT_HOME"] = str(prefect_home(settings))
+    # Registered before Prefect is imported, so that it runs after Prefect's last logs are sent.
+    atexit.register(child.close)
+
+    def wait() -> None:
+        if next(child.lines(), None) is None:
+            words = child.log.read_text("utf-8", "replace").strip()[-500:]
+            raise ServerError(f"Prefect's server did not start; {child.log} ends: {words}")
+
+    return wait
 
 
 def configured_server() -> str | None:
@@ -82,64 +171,18 @@ def configured_server() -> str | None:
 def prefect_home(settings: Settings) -> Path:
     """The folder of our own Prefect: its database holds the runs that the UI shows."""
     home = settings.data_folder.resolve() / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return home
 
 
-class _OwnServer:
-    """Prefect's server in a child, whose standard output says when it answers."""
-
-    def __init__(self, settings: Settings) -> None:
-        home = prefect_home(settings)
-        self._log = home / "server.log"
-        self._answers = False
-        # Bound here, so that the address is known before the server is there.
-        with self._log.open("wb") as log, socket.create_server(("127.0.0.1", 0)) as listening:
-            os.environ["PREFECT_HOME"] = str(home)
-            os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-            self._child = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "flows.server", str(listening.fileno())],
-                pass_fds=[listening.fileno()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=os.environ
-                | {
-                    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",  # its console is the log
-                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                },
-                start_new_session=True,  # Ctrl-C is ours to answer, and Prefect hears of it from us
-            )
-        # Registered before Prefect is imported, so that it runs after Prefect's last logs are sent.
-        atexit.register(self.stop)
-
-    def wait(self) -> None:
-        """Return once it answers.
-
-        Raises:
-            ServerError: it ended instead.
-        """
-        self._answers = bool(self._child.stdout and self._child.stdout.readline())
-        if not self._answers:
-            words = self._log.read_text("utf-8", "replace").strip()[-500:]
-            raise ServerError(f"Prefect's server did not start; {self._log} ends: {words}")
-
-    def stop(self) -> None:
-        """End the server's input, which it takes as the word to stop, and wait until it has.
-
-        One that still starts is not waited for: it ends on its own as soon as it has started,
-        since it may be amid the migrations of its database.
-        """
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                pipe.close()
-        if not self._answers:
-            return
-        try:
-            self._child.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
+def running_server(home: Path) -> str | None:
+    """The API of a server of this folder that an earlier run left, if it answers."""
+    try:
+        told = json.loads((home / "server.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = told.get("version") == version("prefect")
+    return str(told["url"]) if same and _answers(str(told.get("url"))) else None
 
 
 def _answers(url: str) -> bool:
@@ -152,32 +195,33 @@ def _answers(url: str) -> bool:
         return False
 
 
-def main() -> None:
-    """The child: serve Prefect's API on an open socket, say when, and end with the parent."""
-    import uvicorn
+def serve_ui(settings: Settings, port: int) -> NoReturn:
+    """Become Prefect's server of this data folder, with its UI; or say where the user's own is.
 
-    config = uvicorn.Config(
-        "prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on"
-    )
-    server = uvicorn.Server(config)
-    # Two that start at once would run the same migrations on one database.
-    starting = (Path(os.environ["PREFECT_HOME"]) / "server.lock").open("w")
-    fcntl.flock(starting, fcntl.LOCK_EX)
-
-    def follow_parent() -> None:
-        while not server.started:
-            time.sleep(0.05)
-        starting.close()
-        with suppress(OSError):  # it is gone
-            print("started", flush=True)  # noqa: T201
-        sys.stdin.buffer.read()
-        server.should_exit = True
-        time.sleep(STOP_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-    server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
-
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        ServerError: the port is taken.
+    """
+    url = configured_server()
+    if url is not None and _answers(url):
+        print(f"Prefect UI: {url.removesuffix('/api')} (your own server)")  # noqa: T201
+        raise SystemExit(0)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} is taken: {error.strerror}; write another one: --port {port + 1}"
+            ) from error
+    address = f"http://127.0.0.1:{port}"
+    named = {
+        "PREFECT_HOME": str(prefect_home(settings)),
+        "PREFECT_API_URL": f"{address}/api",
+        "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+    }
+    os.environ.update({name: os.environ.get(name, value) for name, value in _DEFAULTS.items()})
+    os.environ.update(named)
+    print(f"Prefect UI: {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)  # noqa: T201
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+    os.execv(sys.executable, [*command, *options])  # noqa: S606

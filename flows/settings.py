@@ -16,6 +16,10 @@ class Settings(BaseSettings):
 
     database_url: str | None = Field(None, repr=False)
     data_folder: Path = Path("tamis-data")
+    record: bool = True
+    """Whether Prefect is told of runs that Prefect did not start."""
+    keep_server_seconds: float = Field(90.0, ge=0)
+    """How long our own Prefect server waits for the next run before it ends."""
 
     def database(self, given: str | None = None) -> str:
         """The database to use: the one given, the setting, or a SQLite file of our own."""

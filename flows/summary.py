@@ -6,8 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from db.store import BatchState, FunnelRow, Run, Store
+from db.store import BatchState, FunnelRow, Run, RunState, RunStatus, Store
 from flows.audit import audit_of, in_words, table_of
+from flows.run.owner import state_of
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
 ALWAYS = ("judged", "promoted", "accepted", "rejected")
@@ -28,8 +29,8 @@ def summary(store: Store, run: Run) -> dict[str, Any]:
     return {
         "run": run.key,
         "screen": run.screen,
-        "state": str(status.run.state),
-        "reason": status.reason,
+        "state": str(state_of(status)),
+        "reason": status.reason or _why_interrupted(status),
         "candidates": status.account.candidates,
         **{name: getattr(status.account, name) for name in OUTCOMES},
         "rows": {
@@ -47,6 +48,12 @@ def summary(store: Store, run: Run) -> dict[str, Any]:
         "tiers": tiers,
         "audit": audit_of(store, run),
     }
+
+
+def _why_interrupted(status: RunStatus) -> str | None:
+    if state_of(status) is not RunState.INTERRUPTED:
+        return None
+    return "its process is gone; run the same command again to go on"
 
 
 def tier_summary(row: FunnelRow) -> dict[str, Any]:
@@ -102,6 +109,11 @@ def _usd(dollars: float | None) -> str:
     if dollars is None:
         return "unknown"
     return f"{dollars:,.4f}" if 0 < dollars < 1 else f"{dollars:,.2f}"
+
+
+def cost_words(finished: dict[str, Any]) -> str:
+    """Time and money, in words."""
+    return f"{finished['seconds']:,.1f} s in all; {_usd(finished['usd'])} USD"
 
 
 def account_line(finished: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Whole runs, as a user starts them: the command, a Prefect server, a child process, a database."""
 
-import fcntl
 import json
 import os
 import random
@@ -279,6 +278,7 @@ def children(pid: int) -> set[int]:
 def test_a_run_brings_its_own_prefect_and_a_kill_leaves_nothing_behind(project: Project) -> None:
     project.write(tier("only", "accept_above: 0.5", options="seconds: 0.005"), count=4_000)
     project.env.pop("PREFECT_API_URL")
+    project.env["TAMIS_KEEP_SERVER_SECONDS"] = "0"
     process = project.start("run", "screen.yaml", "--database", project.database)
     while process.poll() is None and not _rows(project.database, "SELECT 1 FROM judgement LIMIT 1"):
         time.sleep(0.05)
@@ -293,34 +293,12 @@ def test_a_run_brings_its_own_prefect_and_a_kill_leaves_nothing_behind(project: 
     assert not left
 
 
-def test_prefects_that_start_at_once_take_turns_and_keep_no_fault_waiting(project: Project) -> None:
+def test_prefects_that_start_at_once_take_turns(project: Project) -> None:
     project.env.pop("PREFECT_API_URL")
+    project.env["TAMIS_KEEP_SERVER_SECONDS"] = "0"
     start = "from flows.server import ensure_server as e, Settings; e(Settings())()"
     both = [
         subprocess.Popen([sys.executable, "-c", start], cwd=project.folder, env=project.env)
         for _ in range(2)
     ]
     assert [process.wait() for process in both] == [0, 0], "one database of Prefect's, and new"
-
-    project.write(tier("only", "accept_above: 0.5"))
-    (project.folder / "in.jsonl").unlink()
-    others = servers()
-    with (project.folder / "data" / "prefect" / "server.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        code, _, err = project.run()
-        assert (code, "candidates.from: no such file" in err) == (2, True)
-        assert len(servers() - others) == 1, "it waits to start"
-    deadline = time.monotonic() + 120
-    while servers() - others and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not servers() - others, "it has started, found itself alone and ended"
-
-
-def servers() -> set[int]:
-    """Prefect servers of ours."""
-    listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,command="], capture_output=True, text=True, check=True
-    )
-    return {
-        int(line.split()[0]) for line in listed.stdout.splitlines() if "-m flows.server" in line
-    }

@@ -1,0 +1,126 @@
+"""All of a run: read the input, then tier by tier, then a verdict on everybody.
+
+Resume is a query: what has no judgement is judged, whoever stopped before and however.
+"""
+
+from db.engine import check_ready, open_engine
+from db.store import Run, Store
+from flows.budget import Budgets, check_prices
+from flows.calibration import not_covered, require_calibration
+from flows.ingest import check_columns, ingest
+from flows.judging import TierWork, tell
+from flows.overlap import Cascade
+from flows.progress import Display
+from flows.recorder import recorded
+from flows.report import publish
+from flows.run.session import open_run, opened
+from flows.settings import Settings, load_keys
+from tiers.base import inspect, job_of
+from tiers.config import Screen
+from tiers.prices import Price, price_of
+from tiers.sections import RemoteTier
+
+ROUNDS = 4
+"""How often a budget that left something over is spent on more candidates."""
+
+
+def prepare(definition: Screen, key: str | None) -> str:
+    """Check what can be checked before anything is done, and find or add the run; its key.
+
+    Raises:
+        DatabaseError: the database cannot be used.
+        ScreenError: the candidates' files are not there, or lack a column.
+        TierError: a model, a key or a price is not there.
+    """
+    load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
+    check_prices(definition)
+    url = Settings().database()
+    check_ready(url)
+    check_columns(definition.candidates)
+    for position in range(len(definition.tiers)):
+        inspect(job_of(definition, position), "")
+    engine = open_engine(url)
+    try:
+        return open_run(Store(engine), definition, key).key
+    finally:
+        engine.dispose()
+
+
+def screen_candidates(
+    definition: Screen, *, key: str | None = None, limit: int | None = None, read: bool = True
+) -> Run:
+    """Screen all candidates of a definition; Prefect is told of it, and not waited for.
+
+    Args:
+        definition: the screen.
+        key: names the run; by default the newest unfinished run of this definition, or a new one.
+        limit: read only so many candidates.
+        read: read the input; without it, the run goes on with the candidates that it has.
+
+    Raises:
+        TierError: a tier could not go on; what was judged is kept.
+    """
+    key = prepare(definition, key) if key is None else key
+    told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
+    name = f"{definition.screen} {key}"
+    with (
+        recorded("screen", name, tags=[definition.screen], **told),
+        opened(definition, key) as (store, run, judges, shown),
+    ):
+        try:
+            require_calibration(store, run, definition)
+            if read:
+                read_candidates(definition, store, run, limit, shown)
+            if (
+                definition.guarantee is not None
+                and (certificate := store.policies.certificate(run.id)) is not None
+                and (beyond := not_covered(store, run, certificate)) is not None
+            ):
+                tell(beyond, shown)
+            for _ in range(ROUNDS):
+                works = tier_works(definition, store, run, judges)
+                if not Cascade(definition, works, shown).run():
+                    break
+        finally:
+            publish(store, run)
+    return run
+
+
+def read_candidates(
+    definition: Screen, store: Store, run: Run, limit: int | None, shown: Display
+) -> None:
+    """Read the input, and say what came of it."""
+    step = shown.start("reading", None)
+    found = ingest(store, run.id, definition.candidates, limit=limit)
+    step.advance(found.added)
+    tell(f"read: {found.added:,} new, {found.duplicate:,} repeated, {found.bad:,} bad", shown)
+
+
+def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:
+    """The tiers with their prices and budgets as they stand now."""
+    prices = [price_of(tier) for tier in definition.tiers]
+    price_ids = [store.set_price(run.id, i, price) for i, price in enumerate(prices)]
+    budgets = Budgets(definition, store, run.id)
+    return [
+        TierWork(
+            store,
+            run,
+            position,
+            job_of(definition, position),
+            judge_id,
+            price_ids[position],
+            by_tokens=_by_tokens(definition, position, price),
+            gate=budgets.gate(position),
+            budgets=budgets,
+        )
+        for position, (judge_id, price) in enumerate(zip(judges, prices, strict=True))
+    ]
+
+
+def _by_tokens(definition: Screen, position: int, price: Price | None) -> bool:
+    """Whether a price or a budget goes by the tokens that a server tells, or fails to."""
+    tier = definition.tiers[position]
+    if price is not None and not price.hour and max(price[:3]) > 0:
+        return True
+    budgets = [each for each in (definition.budget, tier.budget) if each is not None]
+    return isinstance(tier, RemoteTier) and any(each.tokens for each in budgets)

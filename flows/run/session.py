@@ -1,0 +1,187 @@
+"""A run that is worked on: opened, held by one process, and how the work on it ended."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from db.engine import check_ready, open_engine
+from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan
+from flows import recorder
+from flows.audit import alarm_of
+from flows.budget import check_prices
+from flows.judging import tell
+from flows.progress import Display, display
+from flows.run.owner import is_dead, owner
+from flows.settings import Settings, load_keys
+from tiers.base import identity, job_of
+from tiers.config import Screen
+from tiers.profiles import PROFILES
+from tiers.remote import hide
+from tiers.sections import RemoteTier
+from tiers.types import TierError
+
+LOCK_SECONDS = 300.0
+
+
+@contextmanager
+def opened(
+    definition: Screen, key: str | None, doing: str = ""
+) -> Iterator[tuple[Store, Run, list[int], Display]]:
+    """Hold a run while it is worked on: its store, itself, its tiers' judges and what is shown.
+
+    Raises:
+        TierError: a model, a key or a price is not there.
+    """
+    url = Settings().database()
+    check_ready(url)
+    load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
+    check_prices(definition)
+    identities = [identity(job_of(definition, i)) for i in range(len(definition.tiers))]
+    engine = open_engine(url)
+    try:
+        store = Store(engine)
+        run = open_run(store, definition, key)
+        with ending_on_signals(), working(store, run, definition), display() as shown:
+            tell(f"{doing}run {run.key} of screen {run.screen}", shown)
+            # Before anything is decided anew: a run keeps the judges that it began with.
+            judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
+            yield store, run, judges, shown
+    finally:
+        engine.dispose()
+
+
+def open_run(store: Store, definition: Screen, key: str | None) -> Run:
+    """The run of this definition to work on: the key's, the newest unfinished one, or a new one."""
+    plans = [_plan(definition, position) for position in range(len(definition.tiers))]
+    return store.open_run(
+        definition.screen, as_config(definition), definition.digest, plans, key=key
+    )
+
+
+def as_config(definition: Screen) -> dict[str, object]:
+    """The definition as a run keeps it."""
+    return definition.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+@contextmanager
+def working(store: Store, run: Run, definition: Screen) -> Iterator[None]:
+    """Hold the run's lock; write down how the work on it ended, whatever ended it."""
+    began = time.monotonic()
+    with held(store, run):
+        store.resume(run.id, as_config(definition))
+        state, reason = RunState.FAILED, None
+        try:
+            yield
+            state, reason = how_it_stands(store, run)
+        except TierError as error:
+            state, reason = RunState.STOPPED, _without_keys(str(error), run)
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            state = RunState.CANCELLED
+            raise
+        except BaseException as error:
+            reason = _without_keys(f"{type(error).__name__}: {error}", run)
+            raise
+        finally:
+            recorder.current().end(state, reason)
+            store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
+
+
+@contextmanager
+def held(store: Store, run: Run) -> Iterator[None]:
+    """Keep every other process off the run.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    holder = store.status(run.id).lock_owner
+    if holder is not None and is_dead(holder):
+        store.unlock(run.id, holder)
+    store.lock(run.id, owner(), seconds=LOCK_SECONDS)
+    over = threading.Event()
+    keeper = threading.Thread(target=_keep_lock, args=(store, run, over), daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeper.join()
+        store.unlock(run.id, owner())
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """End as by Ctrl-C on SIGTERM and SIGHUP, which service managers and closed terminals send.
+
+    Set after Prefect's own handler, whose exception an event loop may swallow. A second signal
+    ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def how_it_stands(store: Store, run: Run) -> tuple[RunState, str | None]:
+    """The state of a run that nobody works on any more, and why."""
+    account = store.account(run.id)
+    if not account.failed and not account.pending:
+        alarm = alarm_of(store, run)
+        return (RunState.DONE, None) if alarm is None else (RunState.ALARM, alarm)
+    if store.batches.all(run.id, open_only=True):
+        return RunState.WAITING, "for the answers of a batch"
+    reasons = store.tier_reasons(run.id)
+    if reasons:
+        return RunState.STOPPED, "; ".join(reasons)
+    return RunState.INCOMPLETE, None
+
+
+def _without_keys(text: str, run: Run) -> str:
+    """The text without any key that we know, which servers and libraries may repeat."""
+    names = {profile.key_variable for profile in PROFILES.values()}
+    names |= {tier.get("key_variable") for tier in run.config.get("tiers", ())}
+    for name in names - {None}:
+        text = hide(text, os.environ.get(str(name), "").strip())
+    return text
+
+
+def _keep_lock(store: Store, run: Run, over: threading.Event) -> None:
+    """Renew the lock however long a block, a model's loading or a reading takes."""
+    while not over.wait(LOCK_SECONDS / 10):
+        try:
+            store.renew(run.id, owner(), seconds=LOCK_SECONDS)
+        except DatabaseError:
+            continue  # the main thread meets the same trouble, and tells it
+        except StoreError:
+            recorder.stop_main()  # another process took the run over: leave it to that one
+            return
+
+
+def _plan(definition: Screen, position: int) -> TierPlan:
+    policy = definition.policy(position)
+    share = isinstance(policy.top, float)
+    return TierPlan(
+        definition.tiers[position].name,
+        policy.reject_below,
+        policy.accept_above,
+        None if policy.top is None or share else int(policy.top),
+        float(policy.top) if policy.top is not None and share else None,
+        policy.budget,
+    )
