@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,6 @@ def main() -> None:
     else:
         _say("up")
         tell_all(events, _say)
-    sys.stdout.flush()
     os._exit(0)  # taking the interpreter down in order costs more than a second
 
 
@@ -283,27 +282,46 @@ class _Scribe:
 
     def _task(self, event: Event) -> None:
         """As Prefect's own engine tells of its tasks: by events, with the times that were."""
-        from prefect.client.schemas.objects import State, StateType, TaskRun
-        from prefect.utilities.engine import emit_task_run_state_change_event
+        from prefect.events import emit_event
 
-        began = datetime.fromisoformat(event["began"])
-        ended = datetime.fromisoformat(event["ended"]) if "ended" in event else None
-        kind = StateType(event.get("state", "RUNNING"))
-        state = State(type=kind, name=kind.value.capitalize(), timestamp=ended or began)
-        task_run = TaskRun(
-            id=UUID(event["id"]),
-            name=event["name"],
-            flow_run_id=self._flow_run,
-            task_key="judge",
-            dynamic_key=event["id"],
-            run_count=1,
-            start_time=began,
-            end_time=ended,
-            expected_start_time=began,
-            total_run_time=(ended - began) if ended else timedelta(),
-            state=state,
+        state = event.get("state", "RUNNING")
+        occurred = datetime.fromisoformat(str(event.get("ended", event["began"])))
+        task_run: dict[str, Any] = {
+            "name": event["name"],
+            "task_key": "judge",
+            "dynamic_key": event["id"],
+            "run_count": 1,
+            "start_time": event["began"],
+            "expected_start_time": event["began"],
+        }
+        if "ended" in event:
+            seconds = (occurred - datetime.fromisoformat(event["began"])).total_seconds()
+            task_run |= {"end_time": event["ended"], "total_run_time": seconds}
+        emit_event(
+            event=f"prefect.task-run.{state.capitalize()}",
+            occurred=occurred,
+            resource={
+                "prefect.resource.id": f"prefect.task-run.{event['id']}",
+                "prefect.resource.name": event["name"],
+                "prefect.run-count": "1",
+                "prefect.state-name": state.capitalize(),
+                "prefect.state-type": state,
+                "prefect.state-timestamp": occurred.isoformat(),
+                "prefect.orchestration": "client",
+            },
+            related=[
+                {
+                    "prefect.resource.id": f"prefect.flow-run.{self._flow_run}",
+                    "prefect.resource.role": "flow-run",
+                }
+            ],
+            payload={
+                "intended": {"from": None, "to": state},
+                "initial_state": None,
+                "validated_state": {"type": state, "name": state.capitalize()},
+                "task_run": task_run,
+            },
         )
-        emit_task_run_state_change_event(task_run, None, state)
 
     def _progress(self, event: Event) -> None:
         percent = event["percent"]
