@@ -17,7 +17,7 @@ demo: .venv/.base
 	@$(BIN)/tamis demo
 
 test: check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
 test-vllm: .venv-vllm/.ready
 	@echo "starting four engines one after the other, some 20 s each on an idle machine"

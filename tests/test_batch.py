@@ -16,14 +16,13 @@ from db.store import BatchState, Spent, Store
 from flows.budget import Budgets
 from flows.cli import app
 from flows.collect import cancel, collect
-from flows.screen import screen
 from flows.summary import summary as summary_of
 from tiers.config import Screen, load_screen
 from tiers.types import Candidate, TierError
 
 from .batch_server import BatchServer, Odd
 from .openai_server import is_match
-from .project import write
+from .project import screened, write
 
 SECRET = "sk-of-the-batch-0815"  # noqa: S105
 COUNT = 90
@@ -45,13 +44,14 @@ def batched(folder: Path, server: BatchServer, *, count: int = COUNT, **settings
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for a screen that is run in this process, without Prefect."""
     monkeypatch.setenv("TAMIS_DATABASE_URL", f"sqlite:///{tmp_path}/tamis.db")
+    monkeypatch.setenv("TAMIS_RECORD", "false")
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     return tmp_path
 
 
 def visit(folder: Path) -> dict[str, Any]:
     """One run of the flow: it visits the server once and ends."""
-    key = screen.fn(load_screen(folder / "screen.yaml"))
+    key = screened(load_screen(folder / "screen.yaml"))
     with stored(folder) as store:
         return summary_of(store, store.find_run(key))
 
@@ -240,7 +240,7 @@ def test_the_reason_of_a_crash_does_not_tell_the_key(folder, monkeypatch, capsys
     def crash(*_: object, **__: object) -> None:
         raise RuntimeError(f"header Authorization: Bearer {SECRET}")
 
-    monkeypatch.setattr("flows.screen.publish", crash)
+    monkeypatch.setattr("flows.run.screening.publish", crash)
     with BatchServer(key=SECRET) as server:
         batched(folder, server, count=5)
         with pytest.raises(RuntimeError):
@@ -525,7 +525,7 @@ def test_a_batch_stopped_by_hand_is_no_round(folder, forget, capsys):
 
 def test_the_exit_code_of_a_poll_is_that_of_its_runs(folder, monkeypatch):
     monkeypatch.setattr("flows.cli.ensure_server", lambda _: lambda: None)
-    monkeypatch.setattr("flows.collect.screen", screen.fn)
+
     monkeypatch.setattr("flows.collect.collect", collect.fn)
 
     def poll() -> tuple[int, str]:
@@ -534,12 +534,12 @@ def test_the_exit_code_of_a_poll_is_that_of_its_runs(folder, monkeypatch):
 
     with BatchServer("invalid", "well", key=SECRET) as server:
         batched(folder, server, count=12, rounds=1)
-        screen.fn(load_screen(folder / "screen.yaml"), key="fails")
+        screened(load_screen(folder / "screen.yaml"), key="fails")
         assert poll()[0] == 3
         code, out = poll()
         assert "run fails: incomplete" in out
         assert (code, server.lines) == (3, [12])
-        screen.fn(load_screen(folder / "screen.yaml"), key="ends")
+        screened(load_screen(folder / "screen.yaml"), key="ends")
         server.odd["look"] = repeats_the_key(401)
         code, out = poll()
         assert code == 3
@@ -558,8 +558,8 @@ def test_the_trouble_of_one_run_leaves_the_others(folder, monkeypatch):
     with BatchServer(key=SECRET) as server:
         batched(folder, server, count=12)
         for key in ("monday", "tuesday"):
-            screen.fn(load_screen(folder / "screen.yaml"), key=key)
-        monkeypatch.setattr("flows.collect.screen", screen.fn)
+            screened(load_screen(folder / "screen.yaml"), key=key)
+
         refuse = repeats_the_key(401)
 
         async def look(request: web.Request) -> web.StreamResponse:

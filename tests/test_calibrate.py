@@ -15,11 +15,12 @@ from flows.calibrate import calibrate
 from flows.calibration import Calibration, disputes, truth
 from flows.certificate import differences, markdown
 from flows.moving import as_certified, certified_now
-from flows.screen import screen
 from flows.settings import Settings
 from tiers.base import open_backend
 from tiers.config import Screen, load_screen
 from tiers.types import TierError
+
+from .project import screened
 
 HERE = Path(__file__).parent
 COUNT = 900
@@ -90,7 +91,7 @@ def test_a_calibrated_run_keeps_its_promise_and_pays_once(folder: Path) -> None:
     assert again["labels_digest"] == made["labels_digest"]
     assert paid(folder, "large") == labelled
 
-    key = screen.fn(definition)
+    key = screened(definition)
     assert key == made["run"]
     assert (paid(folder, "small"), paid(folder, "medium")) == (COUNT, COUNT)
     with stored() as (store, run):
@@ -172,7 +173,7 @@ def test_too_few_labels_are_refused_before_anything_is_spent(folder: Path) -> No
 def test_a_promise_is_not_run_without_its_calibration(folder: Path) -> None:
     definition = write(folder)
     with pytest.raises(TierError, match=r"promises recall >= 0\.9 .* but run 'try-1' is not calib"):
-        screen.fn(definition)
+        screened(definition)
     assert paid(folder, "small") == 0
 
 
@@ -183,11 +184,11 @@ def test_thresholds_wait_for_approval_where_that_is_wanted(folder: Path) -> None
     assert "tamis calibrate FILE --approve" in made["message"]
     labelled = paid(folder, "large")
     with pytest.raises(TierError, match="is not calibrated"):
-        screen.fn(definition)
+        screened(definition)
     approved = calibrate.fn(definition, approve=True, author="ada")
     assert (approved["status"], approved["run"]) == ("certified", made["run"])
     assert "| approved by | ada |" in markdown(approved)
-    assert screen.fn(definition) == made["run"]
+    assert screened(definition) == made["run"]
     # The word holds for this certificate, however often it is made; another label is another one.
     assert calibrate.fn(definition, key=made["run"])["status"] == "certified"
     assert labelled < paid(folder, "large") < COUNT
@@ -202,10 +203,10 @@ def test_thresholds_wait_for_approval_where_that_is_wanted(folder: Path) -> None
 def test_the_next_run_takes_the_thresholds_over(folder: Path) -> None:
     definition = write(folder)
     made = calibrate.fn(definition)
-    screen.fn(definition)
+    screened(definition)
     with (folder / "in.jsonl").open("a") as file:
         file.write('{"id": "new", "text": "one more: yes"}\n')
-    key = screen.fn(definition)
+    key = screened(definition)
     assert key != made["run"]
     assert paid(folder, "small") == COUNT + 1
     with stored() as (store, run):
@@ -218,17 +219,17 @@ def test_another_promise_is_not_run_by_the_old_certificate(folder: Path) -> None
     with pytest.raises(
         TierError, match=r"calibrated for recall >= 0\.9 .* promises recall >= 0\.99"
     ):
-        screen.fn(higher)
+        screened(higher)
     made = calibrate.fn(higher, anyway=True)
     if made["status"] != "certified":
         with pytest.raises(TierError, match="the screen promises"):
-            screen.fn(higher)
+            screened(higher)
     # A run that begins anew takes over nothing of another promise either.
     with pytest.raises(TierError, match="is not calibrated for that"):
-        screen.fn(write(folder, PROMISE.replace("0.9,", "0.8,", 1)), key="anew")
+        screened(write(folder, PROMISE.replace("0.9,", "0.8,", 1)), key="anew")
     # What the promise does not hang on may change.
     audited = write(folder, PROMISE.replace("seed", "audit: 10 %, seed"))
-    key = screen.fn(audited, key=made["run"])
+    key = screened(audited, key=made["run"])
     assert key == made["run"]
 
 
@@ -271,7 +272,7 @@ def test_candidates_that_come_later_are_not_covered_and_that_is_said(
     definition = write(folder)
     made = calibrate.fn(definition, limit=700)
     assert made["candidates"] == 700
-    screen.fn(definition)
+    screened(definition)
     assert "calibrated on, and the run has 900; calibrate again" in capsys.readouterr().err
     with stored() as (store, run):
         assert certified_now(store, run) is None
@@ -313,7 +314,7 @@ def test_what_nobody_has_promised_for_people_goes_to_people(
             answers = {text_id: body.endswith("yes") for text_id, body in texts.items()}
             store.labels.tell(calibration.rubric, LabelSource.PERSON, "ada", answers)
     assert made["status"] == "certified", made["message"]
-    screen.fn(definition)
+    screened(definition)
     with stored() as (store, run):
         rows = list(store.results(run.id))
         known = {
@@ -346,7 +347,7 @@ def test_people_are_asked_until_they_have_said_enough(folder: Path) -> None:
             store.labels.tell(calibration.rubric, LabelSource.PERSON, "ada", answers)
     assert made["status"] == "certified"
     assert paid(folder, "large") == 0
-    screen.fn(definition)
+    screened(definition)
     with stored() as (store, run):
         kept = {r["key"] for r in store.results(run.id) if r["verdict"] in ("accepted", "review")}
         by_last = [r for r in store.results(run.id, "rejected") if r["tier"] == "large"]

@@ -18,10 +18,10 @@ from flows.cli_guarantee import decide, export_labels, reliability
 from flows.labelling import COLUMNS, agreement, ask_in_turn, sheet, take_in
 from flows.moving import certified_now, change_of, consequences
 from flows.reliability import bars, reliability_of, svg
-from flows.screen import screen
 from flows.settings import Settings
 from tiers.config import load_screen
 
+from .project import screened
 from .test_calibrate import PROMISE, paid, stored, write
 
 BY_PEOPLE = PROMISE.replace("large", "people")
@@ -222,7 +222,7 @@ def test_files_that_cannot_be_written_are_said_in_words(asked: Path, commands, c
 def test_who_went_back_to_a_version_and_why_is_kept(folder: Path, commands, capsys) -> None:
     definition = write(folder)
     calibrate.fn(definition)
-    screen.fn(definition)
+    screened(definition)
     with stored() as (store, run):
         old = next(one for one in store.policies.versions(run.id) if one.in_use)
     decide(run.key, "cheaper", "small", 0.01, by="ada")
@@ -288,7 +288,7 @@ def moved(store: Store, run: Run, low: float) -> dict[str, Any]:
 def test_moved_thresholds_are_told_what_they_certify(folder: Path) -> None:
     definition = write(folder)
     made = calibrate.fn(definition, key="one")
-    screen.fn(definition, key="one")
+    screened(definition, key="one")
     before = [paid(folder, tier) for tier in ("small", "medium", "large")]
     certified = made["thresholds"][0]["reject_below"]
     with stored() as (store, run):
@@ -309,7 +309,7 @@ def test_moved_thresholds_are_told_what_they_certify(folder: Path) -> None:
         position, change = change_of(store, run, "small", 0.0, None)
         store.policies.move(run.id, position, change, author="ada", reason="try")
         store.redecide(run.id, position)
-    screen.fn(definition, key="one")
+    screened(definition, key="one")
     after = [paid(folder, tier) for tier in ("small", "medium", "large")]
     assert after[:2] == before[:2]
     assert after[2] - before[2] == lower["tiers"][2]["to_judge"] > 0

@@ -28,7 +28,7 @@ SLOW = tier("only", "accept_above: 0.5", options="seconds: 0.01")
 def asked(url: str, body: object = None) -> Any:
     """A reply of Prefect's API; a busy database of its is asked again."""
     data = None if body is None else json.dumps(body).encode()
-    for _ in range(20):
+    for _ in range(240):
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310

@@ -71,6 +71,8 @@ def test_an_unfinished_run_is_taken_up_and_a_done_one_is_not(store):
     assert (first.key, first.state, first.config) == ("papers-1", "running", {"rubric": "good?"})
     store.finish(first.id, RunState.STOPPED, "budget")
     assert new_run(store).id == first.id
+    assert store.runs(1)[0].reason == "budget", "finding a run changes nothing"
+    store.resume(first.id, {})
     assert store.runs(1)[0].reason is None
     store.finish(first.id, RunState.DONE)
     assert new_run(store).key == "papers-2"
@@ -88,7 +90,9 @@ def test_a_key_is_created_once_and_then_found(store):
     made = new_run(store, key="night-1")
     store.finish(made.id, RunState.DONE)
     found = new_run(store, key="night-1")
-    assert (found.id, found.state) == (made.id, RunState.RUNNING)
+    assert (found.id, found.state) == (made.id, RunState.DONE)
+    store.resume(found.id, {"rubric": "good?"})
+    assert store.find_run("night-1").state is RunState.RUNNING
 
 
 def test_a_new_key_avoids_keys_that_people_gave(store):
