@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 import migrations
-from db.errors import DatabaseError, explained, shown
+from db.errors import DatabaseError, EmptyDatabase, explained, shown
 
 _PRAGMAS = (
     "PRAGMA busy_timeout = 30000",
@@ -83,7 +83,9 @@ def upgrade(url: str) -> None:
 
 
 def current(url: str) -> str | None:
-    """The revision that the database is at; None where it has none."""
+    """The revision that the database is at; None where it has none, or is not there."""
+    if not _exists(url):
+        return None
     engine = open_engine(url)
     try:
         with engine.connect() as connection:
@@ -94,26 +96,51 @@ def current(url: str) -> str | None:
         engine.dispose()
 
 
-def check_ready(url: str) -> None:
+def check_ready(url: str, *, create: bool = True) -> None:
     """Create the schema in an empty database; refuse any other that this code cannot write to.
+
+    Args:
+        url: of the database.
+        create: whether an empty one may be filled; those who only read must not leave tables.
 
     Raises:
         DatabaseError: unreachable, read-only, not at head, or at a revision unknown to this code.
+        EmptyDatabase: there is nothing to read, and it may not be made.
     """
+    if not create and not _exists(url):
+        raise EmptyDatabase(_nothing(url))
     engine = open_engine(url)
     try:
-        with engine.connect().execution_options(writes=True) as connection, connection.begin():
-            _check_writable(connection)
+        with engine.connect().execution_options(writes=create) as connection, connection.begin():
+            if create:
+                _check_writable(connection)
             revision = MigrationContext.configure(connection).get_current_revision()
             empty = not inspect(connection).get_table_names()
     except DBAPIError as error:
         raise explained(error, engine.url) from error
     finally:
         engine.dispose()
+    if empty and not create:
+        raise EmptyDatabase(_nothing(url))
     if empty:
         upgrade(url)
     else:
         _check_revision(revision, engine.url)
+
+
+def _exists(url: str) -> bool:
+    """Whether there is a file to open; a server is asked when it is connected to."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.query:
+        return True
+    return Path(parsed.database or "").exists()
+
+
+def _nothing(url: str) -> str:
+    return (
+        f"no runs yet: looked in {shown(_parsed(url))}, which holds nothing of Tamis; start one "
+        "with tamis run FILE, or name another database with --database URL or TAMIS_DATABASE_URL"
+    )
 
 
 def _check_writable(connection: Connection) -> None:

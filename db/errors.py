@@ -41,6 +41,10 @@ class DatabaseError(StoreError):
     """The database itself is the trouble: unreachable, full, read-only, or at another revision."""
 
 
+class EmptyDatabase(DatabaseError):
+    """There is no database, or nothing of ours in it: most often the wrong folder or URL."""
+
+
 def shown(url: URL) -> str:
     """The URL as messages may print it: without its password."""
     return url.render_as_string(hide_password=True)

@@ -22,7 +22,7 @@ def lock(connection: Connection, run_id: int, owner: str, seconds: float) -> Non
         return
     holder = runs.get(connection, run_id)
     raise StoreError(
-        f"run '{holder['key']}' is being worked on by {holder['lock_owner']} until "
+        f"run '{holder['key']}' is being worked on by {_process(holder['lock_owner'])} until "
         f"{holder['lock_until']:%Y-%m-%d %H:%M:%S} UTC at least; wait for it, or end that "
         "process and try again after that time"
     )
@@ -49,6 +49,12 @@ def unlock(connection: Connection, run_id: int, owner: str) -> None:
         .where(RunRow.id == run_id, RunRow.lock_owner == owner)
         .values(lock_owner=None, lock_until=None)
     )
+
+
+def _process(owner: str) -> str:
+    """An owner as people name a process: its first words are host and process id."""
+    host, _, rest = owner.partition(" ")
+    return f"process {rest.split(' ')[0]} on {host}" if rest else host
 
 
 def _hold(connection: Connection, run_id: int, owner: str, until: datetime, condition: Any) -> bool:

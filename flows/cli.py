@@ -12,6 +12,7 @@ import orjson
 import typer
 from rich.table import Table
 
+from db.errors import EmptyDatabase
 from db.store import Batch, Explanation, JudgementDetail, RunStatus, StoreError
 from flows.cli_guarantee import add_guarantee_commands
 from flows.console import (
@@ -27,6 +28,7 @@ from flows.console import (
     open_store,
     out,
     print_rows,
+    same_database,
 )
 from flows.run.owner import state_of
 from flows.server import ServerError, ensure_server
@@ -82,7 +84,7 @@ def run(
         print(orjson.dumps(finished).decode(), flush=True)
     else:
         show(finished, out)
-        _next_steps(finished["run"])
+        _next_steps(finished["run"], same_database(database))
     raise typer.Exit(_exit_code(finished))
 
 
@@ -144,7 +146,13 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """List the runs, or show the funnel of one."""
-    store = open_store(database)
+    try:
+        store = open_store(database)
+    except EmptyDatabase as nothing:
+        if run_key is not None:
+            raise
+        print_rows([], as_json, empty=str(nothing))
+        return
     if run_key is None:
         rows = [_status_row(status) for status in store.runs(50)]
         print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
@@ -230,10 +238,7 @@ def current(database: Database = None) -> None:
     """Print the database's revision."""
     from db.engine import current as current_revision
 
-    url = Settings().database(database)
-    file = Path(url.removeprefix("sqlite:///"))
-    missing = url.startswith("sqlite:///") and not file.exists()
-    out.print("empty" if missing else current_revision(url) or "empty")
+    out.print(current_revision(Settings().database(database)) or "empty")
 
 
 @batch_app.command("list", epilog="Example: `tamis batch list --json`")
@@ -403,8 +408,9 @@ def _because(detail: JudgementDetail) -> str:
     return ", ".join(f"{side} {bound:g}" for side, bound in bounds if bound is not None)
 
 
-def _next_steps(key: str) -> None:
-    out.print(f"see: tamis results {key} --verdict accepted; tamis explain {key} KEY; tamis ui")
+def _next_steps(key: str, same: str) -> None:
+    asks = (f"tamis results {key} --verdict accepted{same}", f"tamis explain {key} KEY{same}")
+    out.print(f"see: {'; '.join(asks)}; tamis ui")
 
 
 def _exit_code(finished: dict[str, Any]) -> int:

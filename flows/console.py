@@ -9,6 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import make_url
 
 from db.store import Store
 from flows.settings import Settings
@@ -36,12 +37,25 @@ err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def open_store(database: str | None) -> Store:
-    """The store that a command works on; its database is at head."""
+    """The store of a database that is there, and at head; none is made.
+
+    Raises:
+        EmptyDatabase: there is none.
+    """
     from db.engine import check_ready, open_engine
 
     url = Settings().database(database)
-    check_ready(url)
+    check_ready(url, create=False)
     return Store(open_engine(url))
+
+
+def same_database(database: str | None) -> str:
+    """What a hint has to add so that its command asks the database of this one."""
+    if database is None:
+        return ""
+    from db.errors import shown
+
+    return f" --database {shown(make_url(database))}"
 
 
 def fail(message: str) -> NoReturn:

@@ -6,7 +6,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
 from db.engine import check_ready, current, open_engine, read_only_engine, upgrade
-from db.errors import DatabaseError, StoreError
+from db.errors import DatabaseError, EmptyDatabase, StoreError
 from db.query import ask
 from db.store import Store, TierPlan
 
@@ -215,3 +215,13 @@ def test_a_typed_query_is_taken_as_it_stands(database_url):
     check_ready(database_url)
     (row,) = ask(database_url, "SELECT 7 % 4 AS a, 'x%y:z' AS b, 1 AS c, 2 AS c")
     assert row == {"a": 3, "b": "x%y:z", "c": 1, "c_2": 2}
+
+
+def test_who_only_reads_makes_no_database(database_url: str) -> None:
+    with pytest.raises(EmptyDatabase, match=r"no runs yet: looked in .*; start one with tamis run"):
+        check_ready(database_url, create=False)
+    assert current(database_url) is None
+    if database_url.startswith("sqlite"):
+        assert not Path(database_url.removeprefix("sqlite:///")).exists()
+    check_ready(database_url)
+    check_ready(database_url, create=False)

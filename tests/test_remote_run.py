@@ -172,6 +172,32 @@ def test_ctrl_c_ends_tiers_that_work_at_the_same_time(project):
         assert time.monotonic() - began < 30
 
 
+def test_a_run_over_http_ends_on_sigterm_within_seconds_every_time(project):
+    """Prefect's own handler raises what uvloop swallows: the run then went on, deaf."""
+    project.env["TAMIS_RECORD"] = "false"
+    with ModelServer(latency=0.2) as server:
+        project.write(http(server, ACCEPT, "concurrency: 8"), count=5_000)
+        for number in range(10):
+            before = sum(server.good.values())
+            child = project.start(
+                "run", "screen.yaml", "--key", f"run{number}", "--database", project.database
+            )
+            while sum(server.good.values()) < before + 20:
+                assert child.poll() is None, child.communicate()
+                time.sleep(0.02)
+            os.kill(child.pid, signal.SIGTERM)
+            sent = sum(server.asked.values())
+            _, err = child.communicate(timeout=30)
+            assert child.returncode == 143, err
+            assert "what was judged is kept" in err
+            # Within two seconds of a signal, eight at a time at five a second each.
+            assert sum(server.asked.values()) - sent < 100
+            status = project.tamis(
+                "status", f"run{number}", "--json", "--database", project.database
+            )
+            assert json.loads(status[1])["state"] == "cancelled"
+
+
 def test_a_server_without_an_answer_to_the_question_decides_nothing(project):
     with ModelServer(mass=0.2) as server:
         project.write(http(server, ACCEPT), count=400)

@@ -251,6 +251,11 @@ def test_the_commands_that_read(project: Project) -> None:
     code, _, err = project.tamis("sql", "DELETE FROM verdict", *database)
     assert code == 2
     assert "read" in err
+    typo = ("--tier", "fats", "--reject-below", "0.1", "--because", "x")
+    code, _, err = project.tamis("decide", "monday", *typo, *database)
+    assert (code, "has no tier 'fats'" in err) == (2, True)
+    code, out, _ = project.tamis("status", "monday", "--json", *database)
+    assert json.loads(out)["state"] == "done", "a typo changes nothing"
     code, _, err = project.tamis("results", "tuesday", *database)
     assert code == 2
     assert "monday" in err

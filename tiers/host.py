@@ -30,6 +30,7 @@ CHUNK = 512
 CHUNK_CHARACTERS = 1 << 20
 SEND_EVERY = 128
 SEND_SECONDS = 0.02
+STOP_SECONDS = 1.0
 CULPRITS_IN_A_ROW = 5
 """So many candidates that kill the engine one after the other, and it is the engine."""
 
@@ -69,12 +70,17 @@ class HostedTier:
         yield from self._release()
 
     def close(self) -> None:
-        """End the child and wait until its memory is back."""
+        """End the child and wait until its memory is back.
+
+        Amid its work it is not asked to finish: nobody waits for those answers any more.
+        """
+        if self._in_flight:
+            self._child.terminate()
         with contextlib.suppress(OSError):
             self._connection.send(("close", None))
         self._connection.close()
         try:
-            self._child.wait(10)
+            self._child.wait(STOP_SECONDS if self._in_flight else 10)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()

@@ -43,12 +43,6 @@ def is_dead(holder: str) -> bool:
         return False
 
 
-def shown(holder: str) -> str:
-    """The holder as people name a process."""
-    host, _, rest = holder.partition(" ")
-    return f"process {rest.split(' ')[0]} on {host}" if rest else holder
-
-
 def state_of(status: RunStatus) -> RunState:
     """A run's state; one that says `running` and has no living holder is `interrupted`."""
     if status.run.state is not RunState.RUNNING:
