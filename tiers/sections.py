@@ -386,6 +386,11 @@ class OpenAIBatchTier(RemoteTier):
 
 
 def _address(url: str) -> str:
+    # What one library strips and another keeps would let them see two hosts in one address.
+    if re.search(r"[\x00-\x20\x7f-\xa0\\#]", url):
+        raise ValueError(
+            "base_url holds a space, a backslash or a #; write it as http://127.0.0.1:8000/v1"
+        )
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("base_url is no address; write http://127.0.0.1:8000/v1")
