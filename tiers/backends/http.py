@@ -13,9 +13,17 @@ from itertools import count
 from typing import Any
 
 import aiohttp
+import orjson
 import uvloop
 
-from tiers.backends.http_address import Address, Failure, Refusal
+from tiers.backends.http_address import (
+    ERROR_BYTES,
+    Address,
+    Failure,
+    Refusal,
+    Unfit,
+    read_bounded,
+)
 from tiers.base import Job
 from tiers.chat import CHARACTERS_PER_TOKEN, Dialect, Reading, Unreadable, Usage, usage_of
 from tiers.pacing import backoff
@@ -194,8 +202,8 @@ class Http:
             body = {"model": self._config.model, "prompt": spelling, "add_special_tokens": False}
             try:
                 async with self._session.post(url, json=body, allow_redirects=False) as reply:
-                    tokens = (await reply.json())["tokens"]
-            except (aiohttp.ClientError, TimeoutError, KeyError, TypeError, ValueError):
+                    tokens = orjson.loads(await read_bounded(reply, ERROR_BYTES))["tokens"]
+            except (aiohttp.ClientError, Failure, TimeoutError, KeyError, TypeError, ValueError):
                 return  # then the likeliest tokens have to do
             if len(tokens) == 1:
                 single.append(int(tokens[0]))
@@ -203,6 +211,7 @@ class Http:
 
     def _open(self) -> aiohttp.ClientSession:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers["Accept-Encoding"] = "identity"
         if (key := key_of(self._config)) is not None:
             headers["Authorization"] = f"Bearer {key}"
         return aiohttp.ClientSession(
@@ -210,7 +219,8 @@ class Http:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=self._config.timeout_seconds, sock_connect=10),
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+            skip_auto_headers=("User-Agent",),
+            auto_decompress=False,
         )
 
     def _start(self, now: float) -> None:
@@ -284,6 +294,10 @@ class Http:
         except Refusal as error:
             address.end(began, None)
             self._refused(ask, str(error), address)
+            return
+        except Unfit as error:
+            address.in_flight -= 1
+            self._set_aside(ask, str(error), address)
             return
         except BaseException:
             address.in_flight -= 1
@@ -364,6 +378,19 @@ class Http:
         if not address.unfit:
             self._remarks.append(f"{address.url} is left out, as other addresses give more: {why}")
         address.unfit = True
+
+    def _set_aside(self, ask: Ask, why: str, address: Address) -> None:
+        """Ask no more at an address that misbehaves; the others go on, if there are any."""
+        if not address.unfit:
+            self._remarks.append(f"{address.url} is set aside: {why}")
+        address.unfit = True
+        if all(each.unfit for each in self._addresses):
+            self._fatal = self._fatal or TierError(
+                f"tier '{self._config.name}': {address.url} is set aside, and no other address is "
+                f"left: {why}. Correct the server or base_url, then run again: what was judged is "
+                "kept"
+            )
+        self._put_back(ask, 0.0)
 
     def _stand(self) -> list[Judgement]:
         """Refusals that an answer has shown to be about the candidates."""
