@@ -134,7 +134,10 @@ def test_the_model_must_not_change_between_replies():
         {"logprobs": {"content": [{"token": "yes", "top_logprobs": ["yes"]}]}},
         {"index": None},
         {"index": 1},
+        {"index": [1]},
         {"usage": {"prompt_tokens": "abc"}},
+        {"usage": {"prompt_tokens": 2**64 - 1}},
+        {"usage": {"prompt_tokens": 1e300}},
         {"usage": {"prompt_tokens": 5, "prompt_tokens_details": [1]}},
     ],
 )
@@ -326,3 +329,41 @@ def test_a_reply_packed_otherwise_is_told():
         opened = tier(server, patience_seconds=1, timeout_seconds=0.5)
         with pytest.raises(TierError, match="packed as 'br', which nobody asked for"):
             judged(opened, 3)
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize("number", [2**64 - 1, 1e300, -5])
+def test_answers_are_kept_whose_tokens_cannot_be_counted_and_that_is_noted(api, number):
+    def answer(_: int, __: Any, reply: Any) -> Any:
+        return 200, {**reply, "usage": {"prompt_tokens": 10, "completion_tokens": number}}, {}
+
+    with Odd(answer) as server:
+        found = judged(tier(server, api=api), 40)
+    assert all_right(found)
+    assert {(one.prompt_tokens, one.completion_tokens) for one in found.values()} == {(0, 0)}
+    assert all("tokens are not counted" in str(one.note) for one in found.values())
+
+
+def test_tokens_are_not_counted_where_one_attempt_tells_what_cannot_be():
+    def answer(number: int, _: Any, reply: Any) -> Any:
+        if number == 3:
+            return 200, {**reply, "model": "another", "usage": {"prompt_tokens": -1}}, {}
+        return None
+
+    with Odd(answer) as server:
+        found = judged(tier(server, concurrency=1), 10)
+    assert all_right(found)
+    assert sorted(one.prompt_tokens > 0 for one in found.values()) == [False] + [True] * 9
+
+
+def test_a_list_of_probabilities_that_cannot_be_is_no_verdict():
+    def answer(_: int, body: Any, reply: Any) -> Any:
+        if "text number 7\n" not in body["messages"][-1]["content"]:
+            return None
+        best = [{"token": word, "logprob": 0.5} for word in ("yes", "no")]
+        logprobs = {"content": [{"token": "yes", "logprob": 0.5, "top_logprobs": best}]}
+        return 200, {**reply, "choices": [{**reply["choices"][0], "logprobs": logprobs}]}, {}
+
+    with Odd(answer) as server:
+        found = judged(tier(server), 20)
+    assert (found[7].score, found[7].error) == (None, "its probabilities add up to more than 1")

@@ -15,9 +15,9 @@ from tiers.backends.http import Http
 from tiers.backends.openai_batch import BatchServer
 from tiers.base import Job, inspect
 from tiers.config import load_screen
-from tiers.remote import TRUSTED_HOSTS, key_of, key_route
+from tiers.remote import TRUSTED_HOSTS, hide, key_of, key_route
 from tiers.sections import HttpTier, OpenAIBatchTier
-from tiers.types import TierError
+from tiers.types import Candidate, TierError
 
 from .openai_server import ModelServer
 from .project import write
@@ -145,3 +145,25 @@ def test_a_run_says_at_its_start_where_each_key_goes(folder, capsys):
         screen.fn(load_screen(folder / "screen.yaml"))
         assert f"only: the key in MY_KEY goes to 127.0.0.1:{server.port}" in capsys.readouterr().err
     assert key_route(http(base_url=AWAY)) is None
+
+
+@pytest.mark.parametrize(
+    "said", [SECRET, SECRET[:-1], SECRET[1:], SECRET[4:20], f"{SECRET}{SECRET}", SECRET[:-1] * 2]
+)
+def test_a_key_is_hidden_that_is_repeated_in_part(said):
+    assert hide(f"no {said} here", SECRET) in ("no (key) here", "no (key)(key) here")
+    assert hide(said, SECRET).strip("(key)") == ""
+    assert hide("nothing of it, sk-nobody", SECRET) == "nothing of it, sk-nobody"
+
+
+def test_a_server_that_repeats_most_of_a_key_does_not_get_it_shown():
+    def refuse(_: Any, authorization: str | None) -> Any:
+        return 401, {"error": {"message": f"wrong: {str(authorization)[7:-1]}"}}, {}
+
+    server = ModelServer()
+    server.reply = refuse  # type: ignore[method-assign]
+    with server:
+        opened = Http(Job("r", http(base_url=server.url, key_variable="MY_KEY")))
+        with pytest.raises(TierError, match=r"wrong: \(key\)\); check MY_KEY"):
+            list(opened.judge([Candidate(1, "x")]))
+        opened.close()

@@ -15,6 +15,8 @@ from tiers.sections import HttpTier, OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
 
 HIDDEN = "(key)"
+PART = 10
+"""So many characters of a key in a row are its own: beginnings such as `sk-proj-` are shorter."""
 TRUSTED_HOSTS = "TAMIS_TRUSTED_HOSTS"
 """The variable that says which key may go to which host: `MY_KEY@host, MY_KEY@http://other`."""
 
@@ -153,8 +155,26 @@ def _is_this_machine(parts: SplitResult) -> bool:
 
 
 def hide(text: str, key: str | None) -> str:
-    """The text without the key, which servers like to repeat in their errors."""
-    return text.replace(key, HIDDEN) if key else text
+    """The text without the key, or any longer part of it, which servers repeat in their errors."""
+    if not key:
+        return text
+    text = text.replace(key, HIDDEN)
+    parts = {key[i : i + PART] for i in range(len(key) - PART + 1)} if len(key) > PART else set()
+    known = sorted(place for part in parts for place in _places(text, part))
+    kept: list[str] = []
+    until = 0
+    for place in known:
+        if place > until or not kept:
+            kept.append(text[until:place] + HIDDEN)
+        until = place + PART
+    return "".join([*kept, text[until:]])
+
+
+def _places(text: str, part: str) -> Iterator[int]:
+    place = text.find(part)
+    while place >= 0:
+        yield place
+        place = text.find(part, place + 1)
 
 
 def prepare(candidate: Candidate, config: AnyRemote) -> "tuple[str, str | None] | Judgement":

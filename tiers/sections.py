@@ -164,6 +164,19 @@ class TierSection(Section):
     policy: Policy | None = None
     budget: BudgetSection | None = None
     price: PriceSection | None = None
+    """`0` for a tier that costs nothing."""
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _free(cls, price: Any) -> Any:
+        if isinstance(price, bool) or not isinstance(price, int | float):
+            return price
+        if price:
+            raise ValueError(
+                f"is one number, {price:g}, and may mean tokens or hours; write {{input: 0.10, "
+                "output: 0.40}, {hour: 0.50}, or 0 if it costs nothing"
+            )
+        return {"hour": 0}
 
 
 class ModelTierSection(TierSection):

@@ -55,6 +55,8 @@ class Sent:
     note: str | None
     usage: Usage = NOTHING
     unreadable: int = 0
+    untold: str | None = None
+    """Why its tokens are not counted: a part of them would look like all."""
 
 
 @dataclass(slots=True)
@@ -286,8 +288,10 @@ class Http:
         failure: Failure | None = None
         try:
             reply = await address.post(self._session, self._talk.body([t.text for t in ask.texts]))
-            for sent, usage in zip(ask.texts, _shares(reply, ask), strict=True):
+            shares, untold = _shares(reply, ask)
+            for sent, usage in zip(ask.texts, shares, strict=True):
                 sent.usage += usage
+                sent.untold = sent.untold or untold
             self._check_model(reply, address)
         except Failure as error:
             failure = error
@@ -326,7 +330,7 @@ class Http:
 
     def _read(self, ask: Ask, reply: dict[str, Any], seconds: float, address: Address) -> None:
         given = reply["choices"]
-        choices = {choice.get("index", i): choice for i, choice in enumerate(given)}
+        choices = {_place(choice, i): choice for i, choice in enumerate(given)}
         if len(ask.texts) == 1:
             choices = {0: given[0]}  # whatever number it has
         if not self._settled and not self._settle(ask, given[0]):
@@ -483,6 +487,12 @@ class Http:
         self._again.clear()
 
 
+def _place(choice: Mapping[str, Any], place: int) -> int:
+    """The number of the prompt that a choice answers: its place, unless it tells another."""
+    told = choice.get("index")
+    return told if isinstance(told, int) else place
+
+
 def _judgement(
     sent: Sent,
     seconds: float,
@@ -491,8 +501,8 @@ def _judgement(
     error: str | None = None,
     failed: bool = False,
 ) -> Judgement:
-    usage = sent.usage
-    notes = [note for note in (sent.note, reading and reading.note) if note]
+    usage = NOTHING if sent.untold else sent.usage
+    notes = [note for note in (sent.note, reading and reading.note, sent.untold) if note]
     return Judgement(
         sent.id,
         reading.score if reading else None,
@@ -509,13 +519,9 @@ def _judgement(
     )
 
 
-def _shares(reply: Mapping[str, Any], ask: Ask) -> list[Usage]:
-    """Each text's share of the tokens that a request charged; they add up to the whole."""
-    whole, texts = usage_of(reply), ask.texts
-    if whole is None:
-        return [NOTHING] * len(texts)
-    if len(texts) == 1:
-        return [whole]
+def _shares(reply: Mapping[str, Any], ask: Ask) -> tuple[list[Usage], str | None]:
+    """Each text's share of the tokens that a request charged, which add up to it; and a note."""
+    (whole, untold), texts = usage_of(reply), ask.texts
     lengths = [len(sent.text) + 1 for sent in texts]
     shares, given, before = [], NOTHING, 0
     for length in lengths:
@@ -523,4 +529,4 @@ def _shares(reply: Mapping[str, Any], ask: Ask) -> list[Usage]:
         until = Usage(*(total * before // sum(lengths) for total in whole))
         shares.append(Usage(*(a - b for a, b in zip(until, given, strict=True))))
         given = until
-    return shares
+    return shares, untold

@@ -17,7 +17,7 @@ import openai
 import orjson
 
 from tiers.base import Job
-from tiers.chat import CHARACTERS_PER_TOKEN, Conversation, Dialect, Unreadable, Usage, usage_of
+from tiers.chat import CHARACTERS_PER_TOKEN, Conversation, Dialect, Unreadable, usage_of
 from tiers.remote import config_of, conversation, hide, identity, key_of, prepare
 from tiers.sections import OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
@@ -317,21 +317,22 @@ class BatchServer:
         return None
 
     def _read(self, number: int, body: Mapping[str, Any]) -> Judgement:
-        charged = (0, 0, 0, 0)
+        usage, untold = usage_of(body)
+        charged = (usage.prompt, usage.cached, usage.completion, usage.reasoning)
         try:
-            usage = usage_of(body) or Usage()
-            charged = (usage.prompt, usage.cached, usage.completion, usage.reasoning)
             choice = body["choices"][0]
             talk: Conversation = (
                 self._probable if self._probable.has_probabilities(choice) else self._written
             )
             score, reading, mass, note = talk.read(choice)
         except Unreadable as error:
-            return Judgement(number, None, None, None, *charged, error=self._shown(str(error)))
+            said = self._shown(str(error))
+            return Judgement(number, None, None, None, *charged, error=said, note=untold)
         except (AttributeError, LookupError, TypeError, ValueError):
             said = f"the reply is of another shape: {self._shown(orjson.dumps(body).decode())}"
-            return Judgement(number, None, None, None, *charged, error=said)
-        return Judgement(number, score, reading, mass, *charged, note=note)
+            return Judgement(number, None, None, None, *charged, error=said, note=untold)
+        notes = "; ".join(filter(None, (note, untold))) or None
+        return Judgement(number, score, reading, mass, *charged, note=notes)
 
     def _object(self, content: bytes) -> dict[str, Any]:
         """The object that an answer of status 200 holds.
