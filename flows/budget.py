@@ -291,6 +291,6 @@ def check_prices(definition: Screen) -> None:
         names = ", ".join(f"'{name}'" for name in unknown)
         raise TierError(
             f"a budget in usd needs the price of every tier that it covers; not known: {names}. "
-            "Write price: {input: 0.10, output: 0.40} (per million tokens), or price: {hour: 0.50} "
-            "for a machine, 0 if it costs nothing"
+            "Write price: {input: 0.10, output: 0.40} (per million tokens), price: {hour: 0.50} "
+            "for a machine, or price: 0 if it costs nothing"
         )

@@ -59,6 +59,8 @@ def show_inspection(found: dict[str, Any], console: Console) -> None:
         console.print(f"\ntier {tier['name']}: {tier['model']}", style="bold")
         if tier["price"] is not None:
             console.print(f"price {tier['price']}")
+        if tier["key"] is not None:
+            console.print(f"key {tier['key']}")
         if tier["prompt"] is None:
             continue
         if tier["shared_tokens"] is not None:

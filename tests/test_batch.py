@@ -1,5 +1,8 @@
+import asyncio
+import gzip
 import json
 import traceback
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,7 @@ from flows.budget import Budgets
 from flows.cli import app
 from flows.collect import cancel, collect
 from flows.summary import summary as summary_of
+from tiers.backends import openai_batch
 from tiers.config import Screen, load_screen
 from tiers.types import Candidate, TierError
 
@@ -604,3 +608,75 @@ def test_the_commands_and_the_key_is_nowhere(project):
     for path in Path(project.folder).rglob("*"):
         if path.is_file():
             assert SECRET.encode() not in path.read_bytes(), path
+
+
+def endless(piece: bytes) -> Odd:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(piece)
+        except (ConnectionError, asyncio.CancelledError):
+            return response
+
+    return answer
+
+
+BOMB = gzip.compress(bytes(300 << 20))
+
+
+def bomb(_: web.Request) -> web.StreamResponse:
+    return web.Response(body=BOMB, headers={"Content-Encoding": "gzip"})
+
+
+def visit_often(folder: Path) -> None:
+    for _ in range(3):
+        visit(folder)
+
+
+@pytest.mark.parametrize(
+    ("step", "odd", "said"),
+    [
+        ("probe", endless(b" " * 65_536), "its reply is longer than 16,777,216 bytes"),
+        ("upload", endless(b" " * 65_536), "its reply is longer than 16,777,216 bytes"),
+        ("look", endless(b" " * 65_536), "its reply is longer than 16,777,216 bytes"),
+        ("look", bomb, "the reply is packed, which nobody asked for"),
+        ("content", bomb, "the reply is packed, which nobody asked for"),
+        ("content", endless(b" " * 65_536), r"a line of file .* has more than 16,777,216 bytes"),
+        ("content", endless(b"\n" * 65_536), r"file .* has more than 100,000 lines"),
+    ],
+)
+def test_a_reply_without_bounds_is_not_read_to_its_end_and_nobody_is_judged(
+    folder, step, odd, said
+):
+    with BatchServer(key=SECRET, odd={step: odd}) as server:
+        batched(folder, server, count=5)
+        tracemalloc.start()
+        try:
+            with pytest.raises(TierError, match=f"misbehaves: {said}"):
+                visit_often(folder)
+            assert tracemalloc.get_traced_memory()[1] < 150 << 20
+        finally:
+            tracemalloc.stop()
+        server.odd.clear()
+        assert finished(folder)["accepted"] == 2
+
+
+def test_a_reply_that_drips_is_given_up(folder, monkeypatch):
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            for _ in range(300):
+                await response.write(b" ")
+                await asyncio.sleep(0.1)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        return response
+
+    monkeypatch.setattr(openai_batch, "REPLY_SECONDS", 0.5)
+    with BatchServer(key=SECRET, odd={"look": drip}) as server:
+        batched(folder, server, count=5)
+        with pytest.raises(TierError, match=r"misbehaves: its reply takes longer than 0\.5 s"):
+            visit_often(folder)

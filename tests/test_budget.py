@@ -1,11 +1,22 @@
-import pytest
+from pathlib import Path
+from typing import Any
 
-from db.store import Spent
+import pytest
+from pydantic import ValidationError
+
+from db.engine import open_engine
+from db.store import Spent, Store
 from flows.budget import Budgets, Gate, Purse, check_prices
-from tiers.config import Screen
+from flows.screen import screen as flow
+from flows.settings import Settings
+from flows.summary import summary
+from tiers.config import Screen, load_screen
 from tiers.prices import Price, price_of
 from tiers.sections import BudgetSection, HttpTier, LlamaTier, OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
+
+from .openai_server import ModelServer
+from .project import write
 
 PRICE = Price(2.0, 0.5, 8.0, 0.0, "test")
 NOTHING = [Spent(0, 0.0, 0.0, 0)]
@@ -150,3 +161,54 @@ def test_prices_are_the_screens_or_the_tables_or_unknown():
     assert rented is not None
     assert rented.hour == 2.0
     assert price_of(LlamaTier(name="a", backend="llama", model="x.gguf")) is None
+
+
+@pytest.mark.parametrize("price", [0, 0.0, {"hour": 0}])
+def test_a_tier_that_costs_nothing_needs_only_a_nought_for_a_budget(price):
+    tier = {"name": "own", "backend": "python", "path": "mine:Tier", "price": price}
+    definition = Screen.model_validate(
+        {
+            "screen": "try", "candidates": {"from": "x.csv", "key": "id"}, "rubric": "r",
+            "budget": {"usd": 1}, "tiers": [tier],
+        }
+    )  # fmt: skip
+    check_prices(definition)
+    with pytest.raises(ValidationError, match=r"write \{input: 0.10, output: 0.40\}, \{hour"):
+        HttpTier.model_validate({"name": "a", "backend": "http", "model": "m", "price": 5})
+
+
+def counted(folder: Path, number: Any, *settings: str) -> dict[str, Any]:
+    """A run of 30 candidates whose server tells this number of tokens for each."""
+
+    class Counting(ModelServer):
+        def reply(self, body: Any, authorization: str | None) -> Any:
+            status, reply, headers = super().reply(body, authorization)
+            return status, {**reply, "usage": {"prompt_tokens": number}}, headers
+
+    with Counting() as server:
+        price = "price: {input: 1, output: 1}"
+        own = "".join(f", {each}" for each in (price, *settings))
+        write(folder, f'{{name: only, backend: http, base_url: "{server.url}", model: m{own}}}', count=30)  # fmt: skip
+        try:
+            flow.fn(load_screen(folder / "screen.yaml"))
+        except TierError as error:
+            assert "does not tell how many tokens it charges" in str(error)  # noqa: PT017
+        asked = sum(server.asked.values())
+    engine = open_engine(Settings().database())
+    found = summary(Store(engine), Store(engine).find_run())
+    engine.dispose()
+    return found | {"asked": asked}
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, 1e300, -1_000_000, 9 * 10**18])
+def test_no_answer_is_lost_for_a_number_of_tokens_that_cannot_be(folder, number):
+    found = counted(folder, number)
+    assert (found["state"], found["accepted"], found["asked"]) == ("done", 10, 30)
+    assert found["usd"] is None
+    assert found["tiers"][0]["prompt_tokens"] == 0
+
+
+def test_no_budget_is_passed_by_negative_tokens(folder):
+    found = counted(folder, -1_000_000, "budget: {usd: 0.001}")
+    assert found["state"] == "stopped"
+    assert "no budget can be kept" in found["reason"]

@@ -5,7 +5,16 @@ import orjson
 import pytest
 
 from tiers.base import Job
-from tiers.chat import Conversation, Dialect, Unreadable, clean, read_listed, usage_of
+from tiers.chat import (
+    UNTOLD,
+    Conversation,
+    Dialect,
+    Unreadable,
+    Usage,
+    clean,
+    read_listed,
+    usage_of,
+)
 from tiers.prompt import DIGITS, YES_NO
 from tiers.remote import conversation
 from tiers.sections import HttpTier
@@ -155,5 +164,31 @@ def test_usage_is_read_with_its_details():
         "prompt_tokens_details": {"cached_tokens": 4},
     }
     usage["completion_tokens_details"] = {"reasoning_tokens": 3}
-    assert usage_of({"usage": usage}) == (10, 4, 5, 3)
-    assert usage_of({"usage": None}) is None
+    assert usage_of({"usage": usage}) == ((10, 4, 5, 3), None)
+    assert usage_of({"usage": None}) == (Usage(), None)
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, 1e300, -1, 10_000_001, 1.5, float("nan"), "5", True])
+@pytest.mark.parametrize("name", ["prompt", "cached", "completion", "reasoning"])
+def test_a_number_of_tokens_that_cannot_be_is_not_told(name, number):
+    usage: Any = {"prompt_tokens": 10, "completion_tokens": 5}
+    inside = {"cached": "prompt_tokens_details", "reasoning": "completion_tokens_details"}.get(name)
+    if inside:
+        usage[inside] = {f"{name}_tokens": number}
+    else:
+        usage[f"{name}_tokens"] = number
+    assert usage_of({"usage": usage}) == (Usage(), UNTOLD)
+
+
+def test_more_tokens_from_the_cache_than_there_are_would_be_a_gift_and_are_not_told():
+    usage = {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 11}}
+    assert usage_of({"usage": usage}) == (Usage(), UNTOLD)
+
+
+def test_probabilities_that_add_up_to_more_than_one_are_unreadable():
+    both = [("yes", 0.0), ("no", 0.0)]
+    answer = read_listed(both, {"yes": 0, "no": 1}, YES_NO)
+    assert answer == (None, None, None, "its probabilities add up to more than 1")
+    assert read_listed([("yes", 3.0)], {"yes": 0, "no": 1}, YES_NO).score is None
+    rounded = [("yes", math.log(0.7)), ("no", math.log(0.305))]
+    assert read_listed(rounded, {"yes": 0, "no": 1}, YES_NO).score == pytest.approx(0.7, abs=0.01)

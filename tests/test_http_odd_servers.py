@@ -1,7 +1,11 @@
 """Servers that are wrong in ways of their own: nothing is lost, and nobody waits for them."""
 
+import asyncio
+import gzip
 import threading
 import time
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
@@ -130,7 +134,10 @@ def test_the_model_must_not_change_between_replies():
         {"logprobs": {"content": [{"token": "yes", "top_logprobs": ["yes"]}]}},
         {"index": None},
         {"index": 1},
+        {"index": [1]},
         {"usage": {"prompt_tokens": "abc"}},
+        {"usage": {"prompt_tokens": 2**64 - 1}},
+        {"usage": {"prompt_tokens": 1e300}},
         {"usage": {"prompt_tokens": 5, "prompt_tokens_details": [1]}},
     ],
 )
@@ -196,3 +203,167 @@ def test_a_vllm_server_whose_tokenizer_answers_oddly_is_read_by_its_lists():
     server.routes = [web.post("/tokenize", tokens)]
     with server:
         assert all_right(judged(tier(server, profile="vllm"), 20))
+
+
+class Raw(ModelServer):
+    """A server whose chat replies are written byte by byte by `answer(request)`."""
+
+    def __init__(self, answer: Any, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._raw = answer
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.paths[request.path] += 1
+        found: web.StreamResponse = await self._raw(request)
+        return found
+
+
+def packed(encoding: str, body: bytes) -> Any:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Encoding": encoding})
+
+    return answer
+
+
+async def endless(request: web.Request, status: int = 200) -> web.StreamResponse:
+    response = web.StreamResponse(status=status)
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    try:
+        while True:
+            await response.write(b" " * 65_536)
+    except (ConnectionError, asyncio.CancelledError):
+        return response
+
+
+async def huge(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": str(400 << 20)})
+    await response.prepare(request)
+    try:
+        for _ in range(400 << 4):
+            await response.write(b" " * 65_536)
+    except (ConnectionError, asyncio.CancelledError):
+        pass
+    return response
+
+
+BOMB = packed("gzip", gzip.compress(bytes(300 << 20)))
+DEFLATE_BOMB = packed("deflate", zlib.compress(bytes(300 << 20)))
+
+
+@pytest.mark.parametrize(
+    "answer", [endless, huge, BOMB, DEFLATE_BOMB], ids=["endless", "huge", "gzip", "deflate"]
+)
+def test_a_reply_without_bounds_sets_its_address_aside_and_nobody_is_judged(answer):
+    with Raw(answer) as server:
+        opened = tier(server, timeout_seconds=20)
+        found: list[Judgement] = []
+        tracemalloc.start()
+        try:
+            with pytest.raises(TierError, match=r"is set aside.*longer than 4,202,496 bytes"):
+                found.extend(opened.judge(candidates(3)))
+            assert tracemalloc.get_traced_memory()[1] < 100 << 20
+        finally:
+            tracemalloc.stop()
+            opened.close()
+        assert server.paths.total() == 1
+    assert found == []
+
+
+def test_an_address_that_is_set_aside_leaves_its_candidates_to_the_others():
+    with Raw(endless) as bad, ModelServer() as good:
+        opened = tier(bad, good)
+        assert all_right(judged(opened, 100))
+        assert bad.paths.total() == 1
+    assert f"{bad.url} is set aside: its reply is longer" in opened.remarks[0]
+
+
+def test_an_error_without_an_end_is_told_by_its_beginning():
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await endless(request, 404)
+
+    with Raw(answer) as server, pytest.raises(TierError, match="answers 404: no words"):
+        judged(tier(server), 3)
+
+
+def test_a_reply_that_drips_is_given_up_at_the_time_out():
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            for _ in range(300):
+                await response.write(b" ")
+                await asyncio.sleep(0.1)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        return response
+
+    with Raw(drip) as server:
+        opened = tier(server, timeout_seconds=0.5, patience_seconds=1)
+        with pytest.raises(TierError, match=r"the last was: no answer within 0\.5 s"):
+            judged(opened, 3)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "raw deflate", "identity"])
+def test_a_reply_that_is_packed_unasked_is_read(encoding):
+    async def pack(request: web.Request) -> web.Response:
+        reply = await ModelServer._answer(server, request)
+        assert isinstance(reply, web.Response)
+        assert request.headers["Accept-Encoding"] == "identity"
+        body = bytes(reply.body)  # type: ignore[arg-type]
+        raw = zlib.compressobj(wbits=-15)
+        done = {
+            "gzip": gzip.compress,
+            "deflate": zlib.compress,
+            "raw deflate": lambda text: raw.compress(text) + raw.flush(),
+        }.get(encoding, bytes)(body)
+        return web.Response(body=done, headers={"Content-Encoding": encoding.split()[-1]})
+
+    server = Raw(pack)
+    with server:
+        assert all_right(judged(tier(server), 20))
+
+
+def test_a_reply_packed_otherwise_is_told():
+    with Raw(packed("br", b"x")) as server:
+        opened = tier(server, patience_seconds=1, timeout_seconds=0.5)
+        with pytest.raises(TierError, match="packed as 'br', which nobody asked for"):
+            judged(opened, 3)
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize("number", [2**64 - 1, 1e300, -5])
+def test_answers_are_kept_whose_tokens_cannot_be_counted_and_that_is_noted(api, number):
+    def answer(_: int, __: Any, reply: Any) -> Any:
+        return 200, {**reply, "usage": {"prompt_tokens": 10, "completion_tokens": number}}, {}
+
+    with Odd(answer) as server:
+        found = judged(tier(server, api=api), 40)
+    assert all_right(found)
+    assert {(one.prompt_tokens, one.completion_tokens) for one in found.values()} == {(0, 0)}
+    assert all("tokens are not counted" in str(one.note) for one in found.values())
+
+
+def test_tokens_are_not_counted_where_one_attempt_tells_what_cannot_be():
+    def answer(number: int, _: Any, reply: Any) -> Any:
+        if number == 3:
+            return 200, {**reply, "model": "another", "usage": {"prompt_tokens": -1}}, {}
+        return None
+
+    with Odd(answer) as server:
+        found = judged(tier(server, concurrency=1), 10)
+    assert all_right(found)
+    assert sorted(one.prompt_tokens > 0 for one in found.values()) == [False] + [True] * 9
+
+
+def test_a_list_of_probabilities_that_cannot_be_is_no_verdict():
+    def answer(_: int, body: Any, reply: Any) -> Any:
+        if "text number 7\n" not in body["messages"][-1]["content"]:
+            return None
+        best = [{"token": word, "logprob": 0.5} for word in ("yes", "no")]
+        logprobs = {"content": [{"token": "yes", "logprob": 0.5, "top_logprobs": best}]}
+        return 200, {**reply, "choices": [{**reply["choices"][0], "logprobs": logprobs}]}, {}
+
+    with Odd(answer) as server:
+        found = judged(tier(server), 20)
+    assert (found[7].score, found[7].error) == (None, "its probabilities add up to more than 1")

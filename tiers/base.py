@@ -38,6 +38,8 @@ class Inspection(NamedTuple):
     prompt: str | None = None
     shared_tokens: int | None = None
     own_tokens: int | None = None
+    key: str | None = None
+    """Which variable goes to which hosts as the key, in words."""
 
 
 class Job(NamedTuple):

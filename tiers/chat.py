@@ -23,6 +23,11 @@ CHARACTERS_PER_TOKEN = 4
 """A guess for texts whose tokenizer is the server's: only for lengths, limits and reserves."""
 UNSURE = 0.05
 """A score that labels outside the list could move by more is recorded with its range."""
+MOST_TOKENS = 10_000_000
+"""Of one request, more than any model reads; sums over many attempts stay below 2 ** 31."""
+UNTOLD = "its tokens are not counted: the server tells a number that cannot be"
+MOST_PROBABILITY = 1.01
+"""What rounding may make of a list that adds up to 1."""
 NO_PROBABILITY = -9998.0
 """What vLLM gives instead of minus infinity."""
 
@@ -229,7 +234,8 @@ class Conversation:
         answer = read_listed(listed, self._spelled, self.labels)
         if answer.score is None or answer.reading is None:
             names = " nor ".join((self.labels.names[0], self.labels.names[-1]))
-            raise Unreadable(f"neither {names} is among the likeliest tokens of the reply")
+            why = f"neither {names} is among the likeliest tokens of the reply"
+            raise Unreadable(answer.note or why)
         return Reading(answer.score, answer.reading, answer.mass, answer.note)
 
     def _from_text(self, content: Any, lists: "Lists", finish: Any) -> Reading:
@@ -259,7 +265,8 @@ class Conversation:
             None if listed is None else read_listed(_begun(listed), {"yes": 0, "no": 1}, YES_NO)
         )
         if answer is None or answer.score is None:
-            raise Unreadable("the verdict's own probability is not among those of the reply")
+            why = "the verdict's own probability is not among those of the reply"
+            raise Unreadable((answer and answer.note) or why)
         confidence = round(max(answer.score, 1 - answer.score), 4)
         reading = {"verdict": said.pop("verdict"), "confidence": confidence, **said}
         return Reading(answer.score, orjson.dumps(reading).decode(), answer.mass, answer.note)
@@ -284,7 +291,7 @@ Lists = list[tuple[str, list[tuple[str, float]]]]
 
 
 class ListedAnswer(NamedTuple):
-    """An answer read from a list of the likeliest tokens."""
+    """An answer read from a list of the likeliest tokens; without a score, the note may say why."""
 
     score: float | None
     reading: str | None
@@ -313,13 +320,15 @@ def read_listed(
             if token in spelled:
                 return ListedAnswer(None, None, None)
             continue
-        probability = math.exp(min(logprob, 0.0))
+        probability = math.exp(min(logprob, 1.0))
         total += probability
         least = min(least, probability)
         number = spelled.get(token)
         if number is not None:
             share[number] += probability
             found = True
+    if total > MOST_PROBABILITY:
+        return ListedAnswer(None, None, None, "its probabilities add up to more than 1")
     if not found:
         return ListedAnswer(None, None, None)
     mass = min(sum(share), 1.0)
@@ -344,22 +353,39 @@ def clean(text: str) -> str:
     return _CONTROL.sub(lambda found: f"{found[0]} ", text)
 
 
-def usage_of(reply: Mapping[str, Any]) -> Usage | None:
-    """The tokens that a reply charges; None where the server does not tell."""
+def usage_of(reply: Mapping[str, Any]) -> tuple[Usage, str | None]:
+    """The tokens that a reply charges, nothing where the server does not tell; and a note.
+
+    Numbers that no request can have count as not told: they would be paid for, or stored, as they
+    are.
+    """
     usage = reply.get("usage")
     if not isinstance(usage, dict) or not usage.get("prompt_tokens"):
-        return None
-    prompt = usage.get("prompt_tokens_details") or {}
-    completion = usage.get("completion_tokens_details") or {}
+        return Usage(), None
     try:
-        return Usage(
-            int(usage["prompt_tokens"]),
-            int(prompt.get("cached_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
-            int(completion.get("reasoning_tokens") or 0),
+        told = Usage(
+            _tokens(usage["prompt_tokens"]),
+            _tokens((usage.get("prompt_tokens_details") or {}).get("cached_tokens")),
+            _tokens(usage.get("completion_tokens")),
+            _tokens((usage.get("completion_tokens_details") or {}).get("reasoning_tokens")),
         )
-    except (AttributeError, TypeError, ValueError):
-        return None
+    except (AttributeError, ValueError):
+        return Usage(), UNTOLD
+    return (told, None) if told.cached <= told.prompt else (Usage(), UNTOLD)
+
+
+def _tokens(told: Any) -> int:
+    """A number of tokens as a server tells it; none where it says nothing.
+
+    Raises:
+        ValueError: no request has so many.
+    """
+    number = 0 if told is None else told
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ValueError(f"no number: {number!r}")
+    if not 0 <= number <= MOST_TOKENS or number != int(number):
+        raise ValueError(f"no number of tokens: {number!r}")
+    return int(number)
 
 
 def _object(text: str) -> Json | None:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
+
+from tiers.sandbox import BoundedSandbox
 
 Json = dict[str, Any]
 
@@ -91,7 +92,7 @@ def in_chat(prompt: Prompt, chat_template: str, *, eos: str = "") -> Prompt:
     """
     mark = "\u2063candidate\u2063"
     turn = {"role": "user", "content": f"{prompt.head}{mark}{prompt.tail}"}
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    sandbox = BoundedSandbox(trim_blocks=True, lstrip_blocks=True)
     try:
         text = sandbox.from_string(chat_template).render(
             messages=[turn], add_generation_prompt=True, bos_token="", eos_token=eos

@@ -1,15 +1,24 @@
 """What tiers that ask a server have in common: identity, key, lengths. No network in here."""
 
 import hashlib
+import ipaddress
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from tiers.base import Inspection, Job
 from tiers.chat import CHARACTERS_PER_TOKEN, AnyRemote, Conversation, Dialect, clean
+from tiers.profiles import PROFILES
 from tiers.sections import HttpTier, OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
 
 HIDDEN = "(key)"
+PART = 10
+"""So many characters of a key in a row are its own: beginnings such as `sk-proj-` are shorter."""
+TRUSTED_HOSTS = "TAMIS_TRUSTED_HOSTS"
+"""The variable that says which key may go to which host: `MY_KEY@host, MY_KEY@http://other`."""
 
 
 def config_of(job: Job) -> AnyRemote:
@@ -46,13 +55,15 @@ def inspect(job: Job, text: str) -> Inspection:
     """The prompt as the server will get it. Tokens are the server's to count.
 
     Raises:
-        TierError: the key is not set.
+        TierError: the key is not set, or may not go to that host.
     """
     config = config_of(job)
     key_of(config)
     prompt = conversation(job, Dialect.of(config)).prompt
     return Inspection(
-        f"{config.model} at {', '.join(config.urls)}", f"{prompt.head}{clean(text)}{prompt.tail}"
+        f"{config.model} at {', '.join(config.urls)}",
+        f"{prompt.head}{clean(text)}{prompt.tail}",
+        key=key_route(config),
     )
 
 
@@ -66,11 +77,12 @@ def key_of(config: AnyRemote) -> str | None:
     """The key from the environment; None where the server needs none.
 
     Raises:
-        TierError: the variable is not set.
+        TierError: the variable is not set, or may not be sent to one of the tier's hosts.
     """
     name = config.key_name
     if name is None:
         return None
+    _check_hosts(config, name)
     key = os.environ.get(name, "").strip()
     if not key:
         raise TierError(
@@ -80,9 +92,89 @@ def key_of(config: AnyRemote) -> str | None:
     return key
 
 
+def key_route(config: AnyRemote) -> str | None:
+    """Which variable goes to which hosts, in words; None where no key is sent."""
+    if config.key_name is None:
+        return None
+    hosts = dict.fromkeys(urlsplit(url).netloc for url in config.urls)
+    return f"{config.key_name} goes to {', '.join(hosts)}"
+
+
+def _check_hosts(config: AnyRemote, name: str) -> None:
+    """Refuse to send a variable where its owner did not say that it belongs.
+
+    A screen file is passed around, and it names both the variable and the address: without this it
+    could send any secret of its reader anywhere.
+
+    Raises:
+        TierError: with what to set.
+    """
+    allowed = set(_allowed(name))
+    wanted = []
+    for parts in map(urlsplit, config.urls):
+        safe = parts.scheme == "https"
+        if _is_this_machine(parts) or (safe, parts.hostname) in allowed:
+            continue
+        if (False, parts.hostname) not in allowed:
+            wanted.append(f"{name}@{'' if safe else 'http://'}{_bare(parts)}")
+    if not wanted:
+        return
+    plain = any("@http://" in each for each in wanted)
+    raise TierError(
+        f"tier '{config.name}' would send the variable {name} to "
+        f"{', '.join(each.partition('@')[2] for each in wanted)}, which nobody has allowed"
+        + (", and plain http shows it to all on the way" if plain else "")
+        + f"; if it belongs there, set {TRUSTED_HOSTS}={','.join(wanted)} in the environment or in "
+        "the file .env"
+    )
+
+
+def _allowed(name: str) -> Iterator[tuple[bool, str | None]]:
+    """The hosts that may get this variable, each with whether TLS is needed."""
+    for profile in PROFILES.values():
+        if profile.base_url is not None and profile.key_variable == name:
+            yield True, urlsplit(profile.base_url).hostname
+    for entry in re.split(r"[,;\s]+", os.environ.get(TRUSTED_HOSTS, "")):
+        variable, _, host = entry.partition("@")
+        if variable == name and host:
+            parts = urlsplit(host if "://" in host else f"https://{host}")
+            yield parts.scheme != "http", parts.hostname
+
+
+def _bare(parts: SplitResult) -> str:
+    """The host without its port, as it stands in an address."""
+    return f"[{parts.hostname}]" if ":" in str(parts.hostname) else str(parts.hostname)
+
+
+def _is_this_machine(parts: SplitResult) -> bool:
+    """Whether an address is loopback: what listens there was started by the machine's own users."""
+    try:
+        return ipaddress.ip_address(str(parts.hostname)).is_loopback
+    except ValueError:
+        return parts.hostname == "localhost"
+
+
 def hide(text: str, key: str | None) -> str:
-    """The text without the key, which servers like to repeat in their errors."""
-    return text.replace(key, HIDDEN) if key else text
+    """The text without the key, or any longer part of it, which servers repeat in their errors."""
+    if not key:
+        return text
+    text = text.replace(key, HIDDEN)
+    parts = {key[i : i + PART] for i in range(len(key) - PART + 1)} if len(key) > PART else set()
+    known = sorted(place for part in parts for place in _places(text, part))
+    kept: list[str] = []
+    until = 0
+    for place in known:
+        if place > until or not kept:
+            kept.append(text[until:place] + HIDDEN)
+        until = place + PART
+    return "".join([*kept, text[until:]])
+
+
+def _places(text: str, part: str) -> Iterator[int]:
+    place = text.find(part)
+    while place >= 0:
+        yield place
+        place = text.find(part, place + 1)
 
 
 def prepare(candidate: Candidate, config: AnyRemote) -> "tuple[str, str | None] | Judgement":

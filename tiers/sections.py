@@ -164,6 +164,19 @@ class TierSection(Section):
     policy: Policy | None = None
     budget: BudgetSection | None = None
     price: PriceSection | None = None
+    """`0` for a tier that costs nothing."""
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _free(cls, price: Any) -> Any:
+        if isinstance(price, bool) or not isinstance(price, int | float):
+            return price
+        if price:
+            raise ValueError(
+                f"is one number, {price:g}, and may mean tokens or hours; write {{input: 0.10, "
+                "output: 0.40}, {hour: 0.50}, or 0 if it costs nothing"
+            )
+        return {"hour": 0}
 
 
 class ModelTierSection(TierSection):
@@ -386,6 +399,11 @@ class OpenAIBatchTier(RemoteTier):
 
 
 def _address(url: str) -> str:
+    # What one library strips and another keeps would let them see two hosts in one address.
+    if re.search(r"[\x00-\x20\x7f-\xa0\\#]", url):
+        raise ValueError(
+            "base_url holds a space, a backslash or a #; write it as http://127.0.0.1:8000/v1"
+        )
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("base_url is no address; write http://127.0.0.1:8000/v1")

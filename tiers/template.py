@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tiers.sandbox import BoundedSandbox
 
 Render = Callable[[Mapping[str, Any]], str]
 
@@ -15,7 +16,12 @@ def _shown(value: Any) -> Any:
 
 # Templates are shared between people, so they run in Jinja's sandbox; a field that a record
 # lacks is an error and never an empty string, because the judge would decide without it.
-_SANDBOX = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_shown)
+def _sandbox() -> BoundedSandbox:
+    return BoundedSandbox(undefined=StrictUndefined, finalize=_shown)
+
+
+_SANDBOX = _sandbox()
+"""To parse with; whoever renders has one of its own."""
 
 
 def check_template(template: str) -> str:
@@ -26,7 +32,10 @@ def check_template(template: str) -> str:
     """
     try:
         names = meta.find_undeclared_variables(_SANDBOX.parse(template))
-    except TemplateError as error:
+        _SANDBOX.from_string(template)
+    except RecursionError as error:
+        raise ValueError("the template is nested too deeply") from error
+    except (TemplateError, SyntaxError, ValueError) as error:
         raise ValueError(f"the template is no Jinja2: {error}") from error
     if not names:
         raise ValueError('the template names no field; write it as "{{ name }}\\n{{ resume }}"')
@@ -41,11 +50,23 @@ def named_fields(template: str | None) -> set[str]:
 def renderer(template: str | None, key: str) -> Render:
     """The function from a record's fields to its text.
 
-    It raises jinja2.TemplateError for a record that lacks a named field.
+    It raises jinja2.TemplateError for a record that lacks a named field, or of which the template
+    makes more than any text needs.
     """
     if template is None:
         return _every_field_but(key)
-    return _plain(template) or _SANDBOX.from_string(template).render
+    return _plain(template) or _bounded(template)
+
+
+def _bounded(template: str) -> Render:
+    sandbox = _sandbox()
+    filled = sandbox.from_string(template)
+
+    def bounded(fields: Mapping[str, Any]) -> str:
+        sandbox.start()
+        return filled.render(fields)
+
+    return bounded
 
 
 def _every_field_but(key: str) -> Render:

@@ -20,7 +20,7 @@ from flows.settings import Settings, load_keys
 from tiers.base import identity, job_of
 from tiers.config import Screen
 from tiers.profiles import PROFILES
-from tiers.remote import hide
+from tiers.remote import hide, key_route
 from tiers.sections import RemoteTier
 from tiers.types import TierError
 
@@ -47,6 +47,9 @@ def opened(
         run = open_run(store, definition, key)
         with ending_on_signals(), working(store, run, definition), display() as shown:
             tell(f"{doing}run {run.key} of screen {run.screen}", shown)
+            for tier in definition.tiers:
+                if isinstance(tier, RemoteTier) and (route := key_route(tier)) is not None:
+                    tell(f"{tier.name}: the key in {route}", shown)
             # Before anything is decided anew: a run keeps the judges that it began with.
             judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
             yield store, run, judges, shown

@@ -13,9 +13,17 @@ from itertools import count
 from typing import Any
 
 import aiohttp
+import orjson
 import uvloop
 
-from tiers.backends.http_address import Address, Failure, Refusal
+from tiers.backends.http_address import (
+    ERROR_BYTES,
+    Address,
+    Failure,
+    Refusal,
+    Unfit,
+    read_bounded,
+)
 from tiers.base import Job
 from tiers.chat import CHARACTERS_PER_TOKEN, Dialect, Reading, Unreadable, Usage, usage_of
 from tiers.pacing import backoff
@@ -47,6 +55,8 @@ class Sent:
     note: str | None
     usage: Usage = NOTHING
     unreadable: int = 0
+    untold: str | None = None
+    """Why its tokens are not counted: a part of them would look like all."""
 
 
 @dataclass(slots=True)
@@ -194,8 +204,8 @@ class Http:
             body = {"model": self._config.model, "prompt": spelling, "add_special_tokens": False}
             try:
                 async with self._session.post(url, json=body, allow_redirects=False) as reply:
-                    tokens = (await reply.json())["tokens"]
-            except (aiohttp.ClientError, TimeoutError, KeyError, TypeError, ValueError):
+                    tokens = orjson.loads(await read_bounded(reply, ERROR_BYTES))["tokens"]
+            except (aiohttp.ClientError, Failure, TimeoutError, KeyError, TypeError, ValueError):
                 return  # then the likeliest tokens have to do
             if len(tokens) == 1:
                 single.append(int(tokens[0]))
@@ -203,6 +213,7 @@ class Http:
 
     def _open(self) -> aiohttp.ClientSession:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers["Accept-Encoding"] = "identity"
         if (key := key_of(self._config)) is not None:
             headers["Authorization"] = f"Bearer {key}"
         return aiohttp.ClientSession(
@@ -210,7 +221,8 @@ class Http:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=self._config.timeout_seconds, sock_connect=10),
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+            skip_auto_headers=("User-Agent",),
+            auto_decompress=False,
         )
 
     def _start(self, now: float) -> None:
@@ -276,14 +288,20 @@ class Http:
         failure: Failure | None = None
         try:
             reply = await address.post(self._session, self._talk.body([t.text for t in ask.texts]))
-            for sent, usage in zip(ask.texts, _shares(reply, ask), strict=True):
+            shares, untold = _shares(reply, ask)
+            for sent, usage in zip(ask.texts, shares, strict=True):
                 sent.usage += usage
+                sent.untold = sent.untold or untold
             self._check_model(reply, address)
         except Failure as error:
             failure = error
         except Refusal as error:
             address.end(began, None)
             self._refused(ask, str(error), address)
+            return
+        except Unfit as error:
+            address.in_flight -= 1
+            self._set_aside(ask, str(error), address)
             return
         except BaseException:
             address.in_flight -= 1
@@ -312,7 +330,7 @@ class Http:
 
     def _read(self, ask: Ask, reply: dict[str, Any], seconds: float, address: Address) -> None:
         given = reply["choices"]
-        choices = {choice.get("index", i): choice for i, choice in enumerate(given)}
+        choices = {_place(choice, i): choice for i, choice in enumerate(given)}
         if len(ask.texts) == 1:
             choices = {0: given[0]}  # whatever number it has
         if not self._settled and not self._settle(ask, given[0]):
@@ -364,6 +382,19 @@ class Http:
         if not address.unfit:
             self._remarks.append(f"{address.url} is left out, as other addresses give more: {why}")
         address.unfit = True
+
+    def _set_aside(self, ask: Ask, why: str, address: Address) -> None:
+        """Ask no more at an address that misbehaves; the others go on, if there are any."""
+        if not address.unfit:
+            self._remarks.append(f"{address.url} is set aside: {why}")
+        address.unfit = True
+        if all(each.unfit for each in self._addresses):
+            self._fatal = self._fatal or TierError(
+                f"tier '{self._config.name}': {address.url} is set aside, and no other address is "
+                f"left: {why}. Correct the server or base_url, then run again: what was judged is "
+                "kept"
+            )
+        self._put_back(ask, 0.0)
 
     def _stand(self) -> list[Judgement]:
         """Refusals that an answer has shown to be about the candidates."""
@@ -456,6 +487,12 @@ class Http:
         self._again.clear()
 
 
+def _place(choice: Mapping[str, Any], place: int) -> int:
+    """The number of the prompt that a choice answers: its place, unless it tells another."""
+    told = choice.get("index")
+    return told if isinstance(told, int) else place
+
+
 def _judgement(
     sent: Sent,
     seconds: float,
@@ -464,8 +501,8 @@ def _judgement(
     error: str | None = None,
     failed: bool = False,
 ) -> Judgement:
-    usage = sent.usage
-    notes = [note for note in (sent.note, reading and reading.note) if note]
+    usage = NOTHING if sent.untold else sent.usage
+    notes = [note for note in (sent.note, reading and reading.note, sent.untold) if note]
     return Judgement(
         sent.id,
         reading.score if reading else None,
@@ -482,13 +519,9 @@ def _judgement(
     )
 
 
-def _shares(reply: Mapping[str, Any], ask: Ask) -> list[Usage]:
-    """Each text's share of the tokens that a request charged; they add up to the whole."""
-    whole, texts = usage_of(reply), ask.texts
-    if whole is None:
-        return [NOTHING] * len(texts)
-    if len(texts) == 1:
-        return [whole]
+def _shares(reply: Mapping[str, Any], ask: Ask) -> tuple[list[Usage], str | None]:
+    """Each text's share of the tokens that a request charged, which add up to it; and a note."""
+    (whole, untold), texts = usage_of(reply), ask.texts
     lengths = [len(sent.text) + 1 for sent in texts]
     shares, given, before = [], NOTHING, 0
     for length in lengths:
@@ -496,4 +529,4 @@ def _shares(reply: Mapping[str, Any], ask: Ask) -> list[Usage]:
         until = Usage(*(total * before // sum(lengths) for total in whole))
         shares.append(Usage(*(a - b for a, b in zip(until, given, strict=True))))
         given = until
-    return shares
+    return shares, untold

@@ -4,6 +4,7 @@ import email.utils
 import logging
 import math
 import time
+import zlib
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ from yarl import URL
 
 from tiers.pacing import Rate, Window, backoff
 from tiers.remote import hide
-from tiers.sections import HttpTier
+from tiers.sections import HttpTier, JsonAsk
 from tiers.types import TierError
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,10 @@ LONG_PAUSE = 10.0
 """Seconds from which on a pause is told."""
 SHOWN = 300
 """Characters of a server's own words in a message."""
+REPLY_BYTES = 4 << 20
+REPLY_BYTES_PER_TOKEN = 8 << 10
+"""Twenty likeliest tokens, each with its bytes as numbers, take some 2 kB."""
+ERROR_BYTES = 64 << 10
 
 
 class Failure(Exception):
@@ -56,11 +61,16 @@ class Refusal(Exception):
     """The server will not take this request, however often it is sent."""
 
 
+class Unfit(Exception):
+    """What the server does is no candidate's fault: it is not asked any more."""
+
+
 class Address:
     """One server that serves the tier's model."""
 
     def __init__(self, url: str, config: HttpTier, key: str | None) -> None:
         self.url = url
+        self.most_bytes = _most_bytes(config)
         self.in_flight = 0
         self.served: str | None = None
         """The name under which the server first answered."""
@@ -152,13 +162,15 @@ class Address:
         Raises:
             Failure: it may go well the next time.
             Refusal: the server will not take this request.
+            Unfit: the reply has no end, or is far longer than what was asked for.
             TierError: the server will take none: wrong key, model or address.
         """
         try:
             # A redirect is never followed: it would carry the key to another host.
             async with session.post(self._target, data=body, allow_redirects=False) as response:
-                raw = await response.read()
                 status, headers = response.status, response.headers
+                most = self.most_bytes if status == 200 else ERROR_BYTES
+                raw = await read_bounded(response, most)
         except TimeoutError as error:
             seconds = self._config.timeout_seconds
             raise Failure(f"no answer within {seconds:g} s", slow=True) from error
@@ -171,6 +183,8 @@ class Address:
             raise Failure(f"the connection broke: {said or type(error).__name__}") from error
         if status != 200:
             self._refuse(status, headers, raw)
+        if len(raw) > self.most_bytes:
+            raise Unfit(f"its reply is longer than {self.most_bytes:,} bytes")
         return self._choices(raw)
 
     def _choices(self, raw: bytes) -> dict[str, Any]:
@@ -224,6 +238,43 @@ class Address:
         except (orjson.JSONDecodeError, AttributeError):
             pass
         return hide(" ".join(text.split()), self._key)[:SHOWN] or "no words"
+
+
+def _most_bytes(config: HttpTier) -> int:
+    """Far more than any reply to what is asked."""
+    replies = config.prompts_per_request if config.api == "completions" else 1
+    tokens = config.max_tokens if isinstance(config.ask, JsonAsk) else 1
+    return REPLY_BYTES + REPLY_BYTES_PER_TOKEN * tokens * replies
+
+
+async def read_bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body, unpacked; of one that is longer than `most` bytes, some bytes more than these.
+
+    The session must not unpack by itself: a few kB can become gigabytes.
+    """
+    pieces, size = [], 0
+    while size <= most and (piece := await response.content.readany()):
+        pieces.append(piece)
+        size += len(piece)
+    raw = b"".join(pieces)
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return _unpacked(raw, most)
+    if encoding not in ("", "identity"):
+        raise Failure(
+            f"the reply is packed as '{encoding[:40]}', which nobody asked for", lasting=True
+        )
+    return raw
+
+
+def _unpacked(raw: bytes, most: int) -> bytes:
+    """Of gzip, or of deflate with its header or without, as servers do it; no more than needed."""
+    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
+        try:
+            return zlib.decompressobj(window).decompress(raw, most + 1)
+        except zlib.error as error:
+            fault = error
+    raise Failure(f"the reply cannot be unpacked: {fault}")
 
 
 def _retry_after(headers: Any) -> float | None:

@@ -5,6 +5,7 @@ Submitting, looking and collecting are separate steps: what is where is the call
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import openai
 import orjson
 
 from tiers.base import Job
-from tiers.chat import CHARACTERS_PER_TOKEN, Conversation, Dialect, Unreadable, Usage, usage_of
+from tiers.chat import CHARACTERS_PER_TOKEN, Conversation, Dialect, Unreadable, usage_of
 from tiers.remote import config_of, conversation, hide, identity, key_of, prepare
 from tiers.sections import OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
@@ -36,6 +37,12 @@ PASSING = frozenset({408, 409, 425, 429})
 """Refusals that may be other in a while."""
 GONE = "gone"
 """The state of a batch that the account does not have any more."""
+REPLY_BYTES = 16 << 20
+"""Of a reply or of a line of a file, far more than any needs."""
+REPLY_SECONDS = 600.0
+FILE_LINES = 100_000
+"""Twice as many as a batch may have."""
+FILE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,10 @@ class Refused(TierError):
         self.status = status
 
 
+class _Endless(openai.OpenAIError):
+    """A reply that is longer, or takes longer, than any that was asked for. Never retried."""
+
+
 class BatchServer:
     """An account at a server with Files and Batches."""
 
@@ -86,7 +97,10 @@ class BatchServer:
             api_key=self._key,
             base_url=self.url,
             max_retries=5,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            default_headers={"Accept-Encoding": "identity"},  # packed, a few kB can be gigabytes
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, event_hooks={"response": [_bound]}
+            ),
         )
         canonical = json.dumps(identity(job), sort_keys=True)
         self._identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -265,6 +279,7 @@ class BatchServer:
     def _lines(self, file_id: str) -> Iterator[bytes]:
         """The lines of a file, cut at newlines alone: answers hold what else Python cuts at."""
         rest: list[bytes] = []
+        lines = size = 0
         with (
             self._trouble(),
             self._client.files.with_streaming_response.content(file_id) as content,
@@ -275,8 +290,14 @@ class BatchServer:
                     rest.append(line)
                     if joined := b"".join(rest).strip():
                         yield joined
-                    rest = []
+                    rest, size = [], 0
                 rest.append(last)
+                size += len(last)
+                lines += len(whole)
+                if lines > FILE_LINES:
+                    raise _Endless(f"file {file_id} has more than {FILE_LINES:,} lines")
+                if size > REPLY_BYTES:
+                    raise _Endless(f"a line of file {file_id} has more than {REPLY_BYTES:,} bytes")
         if joined := b"".join(rest).strip():
             yield joined
 
@@ -296,21 +317,22 @@ class BatchServer:
         return None
 
     def _read(self, number: int, body: Mapping[str, Any]) -> Judgement:
-        charged = (0, 0, 0, 0)
+        usage, untold = usage_of(body)
+        charged = (usage.prompt, usage.cached, usage.completion, usage.reasoning)
         try:
-            usage = usage_of(body) or Usage()
-            charged = (usage.prompt, usage.cached, usage.completion, usage.reasoning)
             choice = body["choices"][0]
             talk: Conversation = (
                 self._probable if self._probable.has_probabilities(choice) else self._written
             )
             score, reading, mass, note = talk.read(choice)
         except Unreadable as error:
-            return Judgement(number, None, None, None, *charged, error=self._shown(str(error)))
+            said = self._shown(str(error))
+            return Judgement(number, None, None, None, *charged, error=said, note=untold)
         except (AttributeError, LookupError, TypeError, ValueError):
             said = f"the reply is of another shape: {self._shown(orjson.dumps(body).decode())}"
-            return Judgement(number, None, None, None, *charged, error=said)
-        return Judgement(number, score, reading, mass, *charged, note=note)
+            return Judgement(number, None, None, None, *charged, error=said, note=untold)
+        notes = "; ".join(filter(None, (note, untold))) or None
+        return Judgement(number, score, reading, mass, *charged, note=notes)
 
     def _object(self, content: bytes) -> dict[str, Any]:
         """The object that an answer of status 200 holds.
@@ -363,6 +385,11 @@ class BatchServer:
             yield
         except openai.APIStatusError as error:
             raise self._of_status(error) from None
+        except _Endless as error:
+            raise TierError(
+                f"{self._where} misbehaves: {error}. Correct the server or base_url, then run "
+                "again: what was judged is kept"
+            ) from None
         except openai.OpenAIError as error:
             raise TryLater(f"{self._where}: {self._shown(str(error))}") from None
         except Exception as error:
@@ -391,6 +418,30 @@ class BatchServer:
                 "them with backend: http"
             )
         return Refused(message, said, status)
+
+
+def _bound(response: Any) -> None:
+    """Have the client read no more of a response than can be meant, and not for ever.
+
+    Called by the client before it reads the body; files are read line by line, in `_lines`.
+    """
+    if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise _Endless("the reply is packed, which nobody asked for")
+    file = response.status_code == 200 and response.request.url.path.endswith("/content")
+    seconds = FILE_SECONDS if file else REPLY_SECONDS
+    read = response.iter_raw
+
+    def bounded(*arguments: Any, **settings: Any) -> Iterator[bytes]:
+        size, began = 0, time.monotonic()
+        for piece in read(*arguments, **settings):
+            size += len(piece)
+            if size > REPLY_BYTES and not file:
+                raise _Endless(f"its reply is longer than {REPLY_BYTES:,} bytes")
+            if time.monotonic() - began > seconds:
+                raise _Endless(f"its reply takes longer than {seconds:g} s")
+            yield piece
+
+    response.iter_raw = bounded
 
 
 def _fault(fault: object) -> str:
