@@ -6,14 +6,11 @@ import os
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
-from rich.table import Table
 
-from db.errors import EmptyDatabase
-from db.store import Batch, Explanation, JudgementDetail, RunStatus, StoreError
 from flows.cli_guarantee import add_guarantee_commands
 from flows.console import (
     DONE,
@@ -29,13 +26,13 @@ from flows.console import (
     out,
     print_rows,
     same_database,
+    settings,
 )
-from flows.run.owner import state_of
-from flows.server import ServerError, ensure_server
-from flows.settings import Settings
 from flows.writing import Format, format_of, write_results
-from tiers.config import Screen, ScreenError, load_screen
-from tiers.types import Outcome, TierError
+
+if TYPE_CHECKING:
+    from db.store import Batch, Explanation, JudgementDetail, RunStatus
+    from tiers.config import Screen
 
 app = typer.Typer(
     name="tamis",
@@ -61,8 +58,19 @@ def main() -> None:
     """Run the command; every expected fault is one message and an exit code, never a traceback."""
     try:
         app()
-    except (ScreenError, ServerError, StoreError, TierError) as error:
-        fail(str(error))
+    except Exception as error:
+        if isinstance(error, _expected_faults()):
+            fail(str(error))
+        raise
+
+
+def _expected_faults() -> tuple[type[Exception], ...]:
+    from db.errors import StoreError
+    from flows.server import ServerError
+    from tiers.config import ScreenError
+    from tiers.types import TierError
+
+    return (ScreenError, ServerError, StoreError, TierError)
 
 
 @app.command(epilog="Example: `tamis run screen.yaml --key monday`")
@@ -78,6 +86,7 @@ def run(
     Exit code 0: done. 3: candidates failed or pending. 4: audits say that the promise is broken.
     """
     from flows.summary import show
+    from tiers.config import load_screen
 
     finished = screen_once(load_screen(file), database, key=key, limit=limit)
     if as_json:
@@ -130,6 +139,7 @@ def init(
 def check(file: File, as_json: AsJson = False) -> None:
     """Validate a screen file; show the models found and the prompt of the first candidate."""
     from flows.check import inspect_screen, show_inspection
+    from tiers.config import load_screen
 
     inspection = inspect_screen(load_screen(file))
     if as_json:
@@ -146,6 +156,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """List the runs, or show the funnel of one."""
+    from db.errors import EmptyDatabase
+
     try:
         store = open_store(database)
     except EmptyDatabase as nothing:
@@ -211,7 +223,7 @@ def sql(
     """Ask the database; the connection can only read. Views: result, funnel, judgement_detail."""
     from db.query import ask
 
-    print_rows(ask(Settings().database(database), query), as_json, empty="no rows")
+    print_rows(ask(settings().database(database), query), as_json, empty="no rows")
 
 
 @app.command(epilog="Example: `tamis ui`, then open the address that it prints")
@@ -219,7 +231,7 @@ def ui(port: Annotated[int, typer.Option(help="Where to listen.")] = 4200) -> No
     """Open the Prefect UI on this project's runs, until Ctrl-C."""
     from flows.server import serve_ui
 
-    serve_ui(Settings(), port)
+    serve_ui(settings(), port)
 
 
 @database_app.command(epilog="Example: `tamis db upgrade --database postgresql://host/tamis`")
@@ -228,7 +240,7 @@ def upgrade(database: Database = None) -> None:
     from db.engine import current
     from db.engine import upgrade as upgrade_database
 
-    url = Settings().database(database)
+    url = settings().database(database)
     upgrade_database(url)
     out.print(f"the database is at revision {current(url)}")
 
@@ -238,7 +250,7 @@ def current(database: Database = None) -> None:
     """Print the database's revision."""
     from db.engine import current as current_revision
 
-    out.print(current_revision(Settings().database(database)) or "empty")
+    out.print(current_revision(settings().database(database)) or "empty")
 
 
 @batch_app.command("list", epilog="Example: `tamis batch list --json`")
@@ -265,8 +277,10 @@ def poll(
 
     Exit code 3: something is still out, or candidates of these runs failed or are pending.
     """
-    settings = Settings()
-    url = settings.database(database)
+    from flows.server import ensure_server
+    from tiers.types import TierError
+
+    url = settings().database(database)
     os.environ["TAMIS_DATABASE_URL"] = url
     store = open_store(url)
     if run is not None:
@@ -275,7 +289,7 @@ def poll(
     if not waiting:
         print_rows([], as_json, empty="no run waits for a batch")
         return
-    ready = ensure_server(settings)
+    ready = ensure_server(settings())
     from flows.collect import collect
     from flows.summary import summary
 
@@ -314,7 +328,7 @@ def cancel_batch(
     out.print(f"batch {number}: {(not forget and batch.remote_state) or batch.reason}")
 
 
-def _batch_row(batch: Batch) -> dict[str, Any]:
+def _batch_row(batch: "Batch") -> dict[str, Any]:
     return {
         "batch": batch.id,
         "run": batch.run,
@@ -329,7 +343,7 @@ def _batch_row(batch: Batch) -> dict[str, Any]:
 
 
 def screen_once(
-    definition: Screen, database: str | None, *, key: str | None = None, limit: int | None = None
+    definition: "Screen", database: str | None, *, key: str | None = None, limit: int | None = None
 ) -> dict[str, Any]:
     """Run the flow in this process and return its summary, finished or stopped.
 
@@ -339,8 +353,9 @@ def screen_once(
     from flows.recorder import recorded
     from flows.run.screening import prepare, screen_candidates
     from flows.summary import summary
+    from tiers.types import TierError
 
-    url = Settings().database(database)
+    url = settings().database(database)
     os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
     chosen = prepare(definition, key)
     name, tags = f"{definition.screen} {chosen}", [definition.screen]
@@ -359,7 +374,9 @@ def screen_once(
     return summary(store, store.find_run(chosen))
 
 
-def _status_row(status: RunStatus) -> dict[str, Any]:
+def _status_row(status: "RunStatus") -> dict[str, Any]:
+    from flows.run.owner import state_of
+
     return {
         "run": status.run.key,
         "state": str(state_of(status)),
@@ -369,12 +386,14 @@ def _status_row(status: RunStatus) -> dict[str, Any]:
     }
 
 
-def _plain(found: Explanation) -> dict[str, Any]:
+def _plain(found: "Explanation") -> dict[str, Any]:
     tiers = [detail._asdict() | {"policy": detail.policy._asdict()} for detail in found.judgements]
     return asdict(replace(found, judgements=[])) | {"judgements": tiers}
 
 
-def _show_explanation(found: Explanation) -> None:
+def _show_explanation(found: "Explanation") -> None:
+    from rich.table import Table
+
     out.print(
         f"{found.key}: {found.verdict}" + (f", {found.why}" if found.why else ""), style="bold"
     )
@@ -392,8 +411,10 @@ def _show_explanation(found: Explanation) -> None:
         out.print(f"rejected by tier '{found.audited}'; an audit had the last tier asked as well")
 
 
-def _because(detail: JudgementDetail) -> str:
+def _because(detail: "JudgementDetail") -> str:
     """The rule of the policy that a judgement met, in numbers."""
+    from tiers.types import Outcome
+
     policy, score = detail.policy, detail.score
     low, high = policy.reject_below, policy.accept_above
     if detail.outcome is None or score is None:

@@ -5,12 +5,11 @@ import getpass
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import orjson
 import typer
 
-from db.store import Run, Store
 from flows.console import (
     DONE,
     UNFINISHED,
@@ -23,11 +22,11 @@ from flows.console import (
     open_store,
     out,
     print_rows,
+    settings,
 )
-from flows.server import ensure_server
-from flows.settings import Settings
-from tiers.config import load_screen
-from tiers.types import TierError
+
+if TYPE_CHECKING:
+    from db.store import Run, Store
 
 CODES = {
     "certified": DONE,
@@ -81,10 +80,13 @@ def calibrate(
     Exit code 0: certified. 3: labels, answers or approval are awaited. 4: too few labels for the
     promise, or its thresholds were refused.
     """
+    from flows.server import ensure_server
+    from tiers.config import load_screen
+    from tiers.types import TierError
+
     definition = load_screen(file)
-    settings = Settings()
-    os.environ["TAMIS_DATABASE_URL"] = settings.database(database)
-    ready = ensure_server(settings)
+    os.environ["TAMIS_DATABASE_URL"] = settings().database(database)
+    ready = ensure_server(settings())
     from flows.calibrate import calibrate as flow
     from flows.run.screening import prepare
 
@@ -350,8 +352,10 @@ def label_agreement(
     print_rows(_even(found["disputes"]), False, empty="no disputes")
 
 
-def _found(database: str | None, run_key: str | None) -> tuple[Store, Run]:
+def _found(database: str | None, run_key: str | None) -> tuple["Store", "Run"]:
     """The store, and the run of a key or of a screen file."""
+    from tiers.config import load_screen
+
     store = open_store(database)
     if run_key is None or not run_key.endswith((".yaml", ".yml")):
         return store, store.find_run(run_key)
@@ -384,7 +388,7 @@ def _type_in(prompt: str) -> str:
         return "q"
 
 
-def _tell_standing(store: Store, run: Run, found: dict[str, Any], bound: float | None) -> None:
+def _tell_standing(store: "Store", run: "Run", found: dict[str, Any], bound: float | None) -> None:
     from flows.calibration import not_covered
     from flows.moving import as_certified
 

@@ -3,16 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from sqlalchemy import make_url
 
-from db.store import Store
-from flows.settings import Settings
+if TYPE_CHECKING:
+    from db.store import Store
+    from flows.settings import Settings
 
 DONE, USAGE, UNFINISHED, UNKEPT = 0, 2, 3, 4
 
@@ -36,15 +34,23 @@ out = Console(
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def open_store(database: str | None) -> Store:
+def settings() -> "Settings":
+    """Where things are, for this command."""
+    from flows.settings import Settings
+
+    return Settings()
+
+
+def open_store(database: str | None) -> "Store":
     """The store of a database that is there, and at head; none is made.
 
     Raises:
         EmptyDatabase: there is none.
     """
     from db.engine import check_ready, open_engine
+    from db.store import Store
 
-    url = Settings().database(database)
+    url = settings().database(database)
     check_ready(url, create=False)
     return Store(open_engine(url))
 
@@ -53,6 +59,8 @@ def same_database(database: str | None) -> str:
     """What a hint has to add so that its command asks the database of this one."""
     if database is None:
         return ""
+    from sqlalchemy import make_url
+
     from db.errors import shown
 
     return f" --database {shown(make_url(database))}"
@@ -72,6 +80,9 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str) -> None
     if not rows:
         out.print(empty)
         return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, value in rows[0].items():
         table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
