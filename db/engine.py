@@ -3,17 +3,18 @@
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 import migrations
 from db.errors import DatabaseError, EmptyDatabase, explained, shown
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+# Alembic takes longer to import than a question to be answered: only those who need it do.
 
 _PRAGMAS = (
     "PRAGMA busy_timeout = 30000",
@@ -30,6 +31,11 @@ _WRITER_PRAGMAS = (
 _WAL_TRIES = 300
 # Two processes that both find Postgres empty take turns.
 _UPGRADE_LOCK = int.from_bytes(b"tamis")
+
+
+_VERSIONS = Path(migrations.__file__).parent / "versions"
+HEAD = max(path.name.partition("_")[0] for path in _VERSIONS.glob("[0-9]*.py"))
+"""The newest revision: migrations are files named by number."""
 
 
 def open_engine(url: str) -> Engine:
@@ -70,6 +76,8 @@ def read_only_engine(url: str) -> Engine:
 
 def upgrade(url: str) -> None:
     """Bring the schema to head in one transaction: all of it, or nothing."""
+    from alembic import command
+
     engine = open_engine(url)
     try:
         with engine.connect().execution_options(writes=True) as connection, connection.begin():
@@ -89,7 +97,7 @@ def current(url: str) -> str | None:
     engine = open_engine(url)
     try:
         with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+            return _revision(connection)
     except DBAPIError as error:
         raise explained(error, engine.url) from error
     finally:
@@ -114,7 +122,7 @@ def check_ready(url: str, *, create: bool = True) -> None:
         with engine.connect().execution_options(writes=create) as connection, connection.begin():
             if create:
                 _check_writable(connection)
-            revision = MigrationContext.configure(connection).get_current_revision()
+            revision = _revision(connection)
             empty = not inspect(connection).get_table_names()
     except DBAPIError as error:
         raise explained(error, engine.url) from error
@@ -143,6 +151,14 @@ def _nothing(url: str) -> str:
     )
 
 
+def _revision(connection: Connection) -> str | None:
+    """The revision that Alembic has written down; None where it never did."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return None if revision is None else str(revision)
+
+
 def _check_writable(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         version = connection.scalar(text("PRAGMA user_version"))
@@ -156,21 +172,22 @@ def _check_writable(connection: Connection) -> None:
 
 
 def _check_revision(revision: str | None, url: URL) -> None:
-    scripts = ScriptDirectory.from_config(_config())
-    head = scripts.get_current_head()
-    if revision == head:
+    if revision == HEAD:
         return
     if revision is None:
         raise DatabaseError(
             f"database {shown(url)} holds tables, but none of Tamis; give an empty database"
         )
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(_config())
     if revision not in {script.revision for script in scripts.walk_revisions()}:
         raise DatabaseError(
-            f"database {shown(url)} is at revision {revision}, but this Tamis ends at {head}; "
+            f"database {shown(url)} is at revision {revision}, but this Tamis ends at {HEAD}; "
             "install the newer Tamis that wrote it"
         )
     raise DatabaseError(
-        f"database {shown(url)} is at revision {revision}, but this Tamis needs {head}; "
+        f"database {shown(url)} is at revision {revision}, but this Tamis needs {HEAD}; "
         f"run: tamis db upgrade --database {shown(url)}"
     )
 
@@ -234,7 +251,9 @@ def _prepare_sqlite(engine: Engine, *pragmas: str) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _config(connection: Connection | None = None) -> Config:
+def _config(connection: Connection | None = None) -> "Config":
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.attributes["connection"] = connection

@@ -36,3 +36,6 @@ PROFILES = {
     "llama-server": Profile("http://127.0.0.1:8080/v1"),
     "ollama": Profile("http://127.0.0.1:11434/v1"),
 }
+
+TRUSTED_HOSTS = "TAMIS_TRUSTED_HOSTS"
+"""The variable that says which key may go to which host: `MY_KEY@host, MY_KEY@http://other`."""

@@ -10,15 +10,13 @@ from urllib.parse import SplitResult, urlsplit
 
 from tiers.base import Inspection, Job
 from tiers.chat import CHARACTERS_PER_TOKEN, AnyRemote, Conversation, Dialect, clean
-from tiers.profiles import PROFILES
+from tiers.profiles import PROFILES, TRUSTED_HOSTS
 from tiers.sections import HttpTier, OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
 
 HIDDEN = "(key)"
 PART = 10
 """So many characters of a key in a row are its own: beginnings such as `sk-proj-` are shorter."""
-TRUSTED_HOSTS = "TAMIS_TRUSTED_HOSTS"
-"""The variable that says which key may go to which host: `MY_KEY@host, MY_KEY@http://other`."""
 
 
 def config_of(job: Job) -> AnyRemote:
