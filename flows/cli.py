@@ -21,6 +21,7 @@ from flows.console import (
     UNFINISHED,
     UNKEPT,
     USAGE,
+    AllowShrink,
     AsJson,
     Database,
     File,
@@ -70,6 +71,7 @@ def run(
     database: Database = None,
     key: Annotated[str | None, typer.Option(help="Name of the run; the same key goes on.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
+    allow_shrink: AllowShrink = False,
     as_json: AsJson = False,
 ) -> None:
     """Screen all candidates. Run again after a stop of any kind: it goes on where it was.
@@ -78,7 +80,9 @@ def run(
     """
     from flows.summary import show
 
-    finished = screen_once(load_screen(file), database, key=key, limit=limit)
+    finished = screen_once(
+        load_screen(file), database, key=key, limit=limit, allow_shrink=allow_shrink
+    )
     if as_json:
         print(orjson.dumps(finished).decode(), flush=True)
     else:
@@ -329,7 +333,12 @@ def _batch_row(batch: Batch) -> dict[str, Any]:
 
 
 def screen_once(
-    definition: Screen, database: str | None, *, key: str | None = None, limit: int | None = None
+    definition: Screen,
+    database: str | None,
+    *,
+    key: str | None = None,
+    limit: int | None = None,
+    allow_shrink: bool = False,
 ) -> dict[str, Any]:
     """Run the flow in this process and return its summary, finished or stopped.
 
@@ -339,7 +348,8 @@ def screen_once(
     settings = Settings()
     url = settings.database(database)
     os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
-    chosen = _run_flow(definition, key, limit, ensure_server(settings))
+    options = {"limit": limit, "allow_shrink": allow_shrink}
+    chosen = _run_flow(definition, key, options, ensure_server(settings))
     from flows.summary import summary
 
     store = open_store(url)
@@ -347,14 +357,14 @@ def screen_once(
 
 
 def _run_flow(
-    definition: Screen, key: str | None, limit: int | None, ready: Callable[[], None]
+    definition: Screen, key: str | None, options: dict[str, Any], ready: Callable[[], None]
 ) -> str:
     from flows.screen import prepare, screen
 
     chosen = prepare(definition, key)
     try:
         ready()
-        screen(definition, key=chosen, limit=limit)
+        screen(definition, key=chosen, **options)
     except TierError as error:
         err.print(str(error))
     except KeyboardInterrupt:

@@ -11,23 +11,33 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prefect import flow
 from prefect.context import FlowRunContext
 
 from db.engine import check_ready, open_engine
-from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan
+from db.store import (
+    DatabaseError,
+    InputRefused,
+    Run,
+    RunState,
+    Store,
+    StoreError,
+    TierPlan,
+)
 from flows.audit import alarm_of
 from flows.budget import Budgets, check_prices
-from flows.calibration import not_covered, require_calibration
-from flows.ingest import ingest, source_files
+from flows.calibration import require_calibration
+from flows.ingest import in_words, ingest, require_candidates
 from flows.judging import TierWork, tell
+from flows.moving import standing
 from flows.overlap import Cascade
 from flows.progress import Display, display
 from flows.report import publish
 from flows.settings import Settings, load_keys
 from tiers.base import identity, inspect, job_of
-from tiers.config import Screen
+from tiers.config import Screen, ScreenError
 from tiers.prices import Price, price_of
 from tiers.profiles import PROFILES
 from tiers.remote import hide
@@ -46,20 +56,27 @@ ROUNDS = 4
     validate_parameters=True,
 )
 def screen(
-    definition: Screen, key: str | None = None, limit: int | None = None, read: bool = True
+    definition: Screen,
+    key: str | None = None,
+    limit: int | None = None,
+    read: bool = True,
+    allow_shrink: bool = False,
 ) -> str:
     """Screen all candidates of a definition; go on where an earlier run of the same key stopped.
 
     Args:
         definition: the screen.
         key: names the run; by default the newest unfinished run of this definition, or a new one.
-        limit: read only so many candidates.
+        limit: read only so many candidates; nobody leaves the run then.
         read: read the input; without it, the run goes on with the candidates that it has.
+        allow_shrink: let more than half of the run's candidates leave it.
 
     Returns:
         The run's key.
 
     Raises:
+        InputRefused: more than half would leave it; the run stands as before.
+        ScreenError: the input holds no candidate, or cannot be read; likewise.
         TierError: a tier could not go on; what was judged is kept.
     """
     with opened(definition, key) as (store, run, judges, shown):
@@ -67,13 +84,9 @@ def screen(
             store.set_flow_run(run.id, str(context.flow_run.id))
         require_calibration(store, run, definition)
         if read:
-            read_candidates(definition, store, run, limit, shown)
-        if (
-            definition.guarantee is not None
-            and (certificate := store.policies.certificate(run.id)) is not None
-            and (beyond := not_covered(store, run, certificate)) is not None
-        ):
-            tell(beyond, shown)
+            read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
+        for line in standing(store, run):
+            tell(line, shown)
         for _ in range(ROUNDS):
             works = tier_works(definition, store, run, judges)
             if not Cascade(definition, works, shown).run():
@@ -101,6 +114,7 @@ def opened(
         store = Store(engine)
         run = open_run(store, definition, key)
         with working(store, run), display() as shown:
+            store.resume(run.id, as_config(definition))
             tell(f"{doing}run {run.key} of screen {run.screen}", shown)
             # Before anything is decided anew: a run keeps the judges that it began with.
             judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
@@ -110,13 +124,19 @@ def opened(
 
 
 def read_candidates(
-    definition: Screen, store: Store, run: Run, limit: int | None, shown: Display
+    definition: Screen,
+    store: Store,
+    run: Run,
+    limit: int | None,
+    shown: Display,
+    *,
+    allow_shrink: bool,
 ) -> None:
     """Read the input, and say what came of it."""
     step = shown.start("reading", None)
-    found = ingest(store, run.id, definition.candidates, limit=limit)
-    step.advance(found.added)
-    tell(f"read: {found.added:,} new, {found.duplicate:,} repeated, {found.bad:,} bad", shown)
+    read = ingest(store, run.id, definition.candidates, limit=limit, allow_shrink=allow_shrink)
+    step.advance(read.new + read.changed + read.known)
+    tell(in_words(read), shown)
 
 
 def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:
@@ -154,14 +174,14 @@ def prepare(definition: Screen, key: str | None) -> str:
 
     Raises:
         DatabaseError: the database cannot be used.
-        ScreenError: the candidates' files are not there.
+        ScreenError: the candidates' files are not there, or hold no candidate.
         TierError: a model, a key or a price is not there.
     """
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
     check_prices(definition)
     url = Settings().database()
     check_ready(url)
-    source_files(definition.candidates.source)
+    require_candidates(definition.candidates)
     for position in range(len(definition.tiers)):
         inspect(job_of(definition, position), "")
     engine = open_engine(url)
@@ -174,15 +194,22 @@ def prepare(definition: Screen, key: str | None) -> str:
 def open_run(store: Store, definition: Screen, key: str | None) -> Run:
     """The run of this definition to work on: the key's, the newest unfinished one, or a new one."""
     plans = [_plan(definition, position) for position in range(len(definition.tiers))]
-    config = definition.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return store.open_run(definition.screen, config, definition.digest, plans, key=key)
+    return store.open_run(
+        definition.screen, as_config(definition), definition.digest, plans, key=key
+    )
+
+
+def as_config(definition: Screen) -> dict[str, Any]:
+    """The screen as a run keeps it."""
+    return definition.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 @contextmanager
 def working(store: Store, run: Run) -> Iterator[None]:
     """Hold the run's lock; write down how the work on it ended, whatever ended it."""
     began = time.monotonic()
-    holder = store.status(run.id).lock_owner
+    before = store.status(run.id)
+    holder = before.lock_owner
     if holder is not None and _is_dead(holder):
         store.unlock(run.id, holder)
     store.lock(run.id, lock_owner(), seconds=LOCK_SECONDS)
@@ -190,6 +217,7 @@ def working(store: Store, run: Run) -> Iterator[None]:
     keeper = threading.Thread(target=_keep_lock, args=(store, run, over), daemon=True)
     keeper.start()
     state, reason = RunState.FAILED, None
+    as_before = False
     try:
         yield
         state, reason = _how_it_ended(store, run)
@@ -200,12 +228,17 @@ def working(store: Store, run: Run) -> Iterator[None]:
         state = RunState.CANCELLED
         raise
     except BaseException as error:
+        taken_back = isinstance(error, InputRefused | ScreenError)
+        as_before = taken_back and before.run.state is not RunState.RUNNING
         reason = _without_keys(f"{type(error).__name__}: {error}", run)
         raise
     finally:
         over.set()
         keeper.join()
-        store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
+        if as_before:
+            store.put_back(before)
+        else:
+            store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
         store.unlock(run.id, lock_owner())
 
 
