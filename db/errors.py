@@ -37,6 +37,10 @@ class StoreError(Exception):
     """Memory cannot do what was asked: what was wrong, where, and what to do."""
 
 
+class InputRefused(StoreError):
+    """The input is not taken, and the run stands as it did before it was read."""
+
+
 class DatabaseError(StoreError):
     """The database itself is the trouble: unreachable, full, read-only, or at another revision."""
 

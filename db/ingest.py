@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, func, insert, select, text
 
 from db.connect import Staging, add_missing, stage, storable
-from db.errors import StoreError
-from db.models import BadRowRow
+from db.errors import InputRefused, StoreError
+from db.models import BadRowRow, RunRow
 from db.values import BadRow, Ingested, Row
 
 _RAW_LIMIT = 2000
@@ -38,6 +38,18 @@ _KNOWN = text("""
       AND candidate.key = staged_row.key
       AND candidate.digest = staged_row.digest
 """)
+_CHANGED = text("""
+    SELECT COUNT(DISTINCT staged_row.key)
+    FROM staged_row CROSS JOIN candidate
+    WHERE candidate.screen = :screen
+      AND candidate.key = staged_row.key
+      AND NOT EXISTS (
+        SELECT 1 FROM candidate AS same
+        WHERE same.screen = :screen
+          AND same.key = staged_row.key
+          AND same.digest = staged_row.digest
+      )
+""")
 _ADD_CANDIDATES = text("""
     INSERT INTO candidate (screen, key, digest, text_id, problem)
     SELECT :screen, staged_row.key, staged_row.digest, text.id, staged_row.problem
@@ -46,33 +58,60 @@ _ADD_CANDIDATES = text("""
     ON CONFLICT (screen, key, digest) DO NOTHING
     RETURNING id, key
 """)
-_PRESENT = text("""
-    SELECT COUNT(*), COUNT(CASE WHEN verdict.ingest = :ingest THEN 1 END)
+_MET_BEFORE = text("""
+    SELECT COUNT(*)
     FROM staged_row CROSS JOIN candidate CROSS JOIN verdict
     WHERE candidate.screen = :screen
       AND candidate.key = staged_row.key
       AND candidate.digest = staged_row.digest
       AND verdict.run_id = :run_id
       AND verdict.candidate_id = candidate.id
+      AND verdict.ingest = :ingest
 """)
 _ADD_VERDICTS = text("""
-    INSERT INTO verdict (run_id, candidate_id, position, outcome, why, ingest)
+    INSERT INTO verdict (run_id, candidate_id, position, outcome, why, ingest, since)
     SELECT :run_id, candidate.id, 0,
-      CASE WHEN candidate.problem IS NOT NULL THEN 'review' END, candidate.problem, :ingest
+      CASE WHEN candidate.problem IS NOT NULL THEN 'review' END, candidate.problem,
+      :ingest, :ingest
     FROM staged_row CROSS JOIN candidate
     WHERE candidate.screen = :screen
       AND candidate.key = staged_row.key
       AND candidate.digest = staged_row.digest
     ON CONFLICT (run_id, candidate_id) DO UPDATE SET ingest = excluded.ingest
 """)
-_FORGET = text("""
-    DELETE FROM verdict
-    WHERE run_id = :run_id AND ingest < (SELECT ingests FROM run WHERE id = :run_id)
+# Another candidate under the same key, met by this reading: the content changed, the key stays.
+_REPLACED = """EXISTS (
+      SELECT 1
+      FROM candidate AS gone CROSS JOIN candidate AS here CROSS JOIN verdict AS met
+      WHERE gone.id = verdict.candidate_id
+        AND here.screen = gone.screen
+        AND here.key = gone.key
+        AND met.run_id = :run_id
+        AND met.candidate_id = here.id
+        AND met.ingest = :ingest
+    )"""
+_UNMET = "verdict.run_id = :run_id AND verdict.ingest < :ingest"
+_COUNT_GONE = text(f"SELECT COUNT(*) FROM verdict WHERE {_UNMET} AND NOT {_REPLACED}")  # noqa: S608
+_COUNT_BEFORE = text("SELECT COUNT(*) FROM verdict WHERE run_id = :run_id AND since < :ingest")
+_FORGET_UNMET = text(f"DELETE FROM verdict WHERE {_UNMET}")  # noqa: S608
+_FORGET_REPLACED = text(f"DELETE FROM verdict WHERE {_UNMET} AND {_REPLACED}")  # noqa: S608
+_FORGET_BAD = text("DELETE FROM bad_row WHERE run_id = :run_id AND ingest < :ingest")
+_FORGET_BAD_MET_AGAIN = text("""
+    DELETE FROM bad_row
+    WHERE run_id = :run_id AND ingest < :ingest
+      AND EXISTS (
+        SELECT 1 FROM bad_row AS again
+        WHERE again.run_id = :run_id
+          AND again.ingest = :ingest
+          AND again.source = bad_row.source
+          AND again.line = bad_row.line
+      )
 """)
-_MET = text("""
-    SELECT COUNT(*) FROM verdict JOIN run ON run.id = verdict.run_id
-    WHERE run.id = :run_id AND verdict.ingest = run.ingests
-""")
+_TAKE_BACK = (
+    text("DELETE FROM verdict WHERE run_id = :run_id AND since = :ingest"),
+    text("DELETE FROM bad_row WHERE run_id = :run_id AND ingest = :ingest"),
+)
+_MET = text("SELECT COUNT(*) FROM verdict WHERE run_id = :run_id AND ingest = :ingest")
 
 
 class Target(NamedTuple):
@@ -81,6 +120,14 @@ class Target(NamedTuple):
     run_id: int
     screen: str
     ingest: int
+
+
+def target(connection: Connection, run_id: int) -> Target:
+    """Where rows go that are read now."""
+    screen, number = connection.execute(
+        select(RunRow.screen, RunRow.ingests).where(RunRow.id == run_id)
+    ).one()
+    return Target(run_id, screen, number)
 
 
 def ingest(connection: Connection, target: Target, rows: Sequence[Row], source: str) -> Ingested:
@@ -94,12 +141,18 @@ def ingest(connection: Connection, target: Target, rows: Sequence[Row], source: 
         chunk.clash(key)
         connection.execute(_DROP_CONFLICT, {"key": key})
     known = set(connection.execute(_KNOWN, parameters).scalars())
+    fresh = len(chunk.kept) - len(known)
+    changed = connection.scalar(_CHANGED, parameters) or 0 if fresh else 0
+    met = connection.scalar(_MET_BEFORE, parameters) or 0 if known else 0
     _add_candidates(connection, chunk, known, target.screen)
-    present, met = connection.execute(_PRESENT, parameters).one() if known else (0, 0)
     connection.execute(_ADD_VERDICTS, parameters)
     add_bad_rows(connection, target.run_id, chunk.bad)
     return Ingested(
-        added=len(chunk.kept) - present, duplicate=chunk.duplicate + met, bad=len(chunk.bad)
+        new=fresh - changed,
+        changed=changed,
+        known=len(known) - met,
+        duplicate=chunk.duplicate + met,
+        bad=len(chunk.bad),
     )
 
 
@@ -121,11 +174,13 @@ def _add_candidates(connection: Connection, chunk: "_Chunk", known: set[str], sc
 def add_bad_rows(connection: Connection, run_id: int, rows: Sequence[BadRow]) -> None:
     """Keep rows that cannot become candidates, with their reason."""
     if rows:
+        reading = connection.scalar(select(RunRow.ingests).where(RunRow.id == run_id))
         connection.execute(
             insert(BadRowRow),
             [
                 {
                     "run_id": run_id,
+                    "ingest": reading,
                     "source": storable(row.source),
                     "line": row.line,
                     "reason": storable(row.reason),
@@ -136,20 +191,49 @@ def add_bad_rows(connection: Connection, run_id: int, rows: Sequence[BadRow]) ->
         )
 
 
-def forget_gone(connection: Connection, run_id: int) -> None:
+def forget_gone(connection: Connection, target: Target, *, whole: bool, allow_shrink: bool) -> int:
     """Take candidates out of the run that the input no longer holds, or holds with other content.
 
-    What was said about them stays, for other runs and for their return.
+    What was said about them stays, for other runs and for their return. Where a part of the input
+    was read, only what it holds with other content goes.
+
+    Returns:
+        How many keys are gone.
+
+    Raises:
+        InputRefused: they are more than half of those that were there.
     """
-    connection.execute(_FORGET, {"run_id": run_id})
+    parameters = target._asdict()
+    if not whole:
+        connection.execute(_FORGET_REPLACED, parameters)
+        connection.execute(_FORGET_BAD_MET_AGAIN, parameters)
+        return 0
+    gone = connection.scalar(_COUNT_GONE, parameters) or 0
+    before = connection.scalar(_COUNT_BEFORE, parameters) or 0
+    if 2 * gone > before and not allow_shrink:
+        raise InputRefused(
+            f"the input lacks {gone:,} of the run's {before:,} candidates, more than half: nothing "
+            "was changed. Look whether it is complete; if they are to leave the run, run again "
+            "with --allow-shrink, or give another --key for a new run"
+        )
+    connection.execute(_FORGET_UNMET, parameters)
+    connection.execute(_FORGET_BAD, parameters)
+    return gone
+
+
+def take_back(connection: Connection, target: Target) -> None:
+    """Undo what a reading has added to the run; candidates and texts stay, for whoever comes."""
+    for statement in _TAKE_BACK:
+        connection.execute(statement, target._asdict())
 
 
 def check_conservation(
-    connection: Connection, run_id: int, rows_read: int, duplicates: int
+    connection: Connection, target: Target, rows_read: int, duplicates: int
 ) -> None:
     """Every row that was read since the input was begun is a candidate, a duplicate, or bad."""
-    met = connection.scalar(_MET, {"run_id": run_id}) or 0
-    bad = connection.scalar(select(func.count()).where(BadRowRow.run_id == run_id)) or 0
+    met = connection.scalar(_MET, target._asdict()) or 0
+    these = (BadRowRow.run_id == target.run_id, BadRowRow.ingest == target.ingest)
+    bad = connection.scalar(select(func.count()).where(*these)) or 0
     if rows_read != met + duplicates + bad:
         raise StoreError(
             f"{rows_read:,} rows were read, but {met:,} candidates, {duplicates:,} duplicates and "

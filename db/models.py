@@ -366,6 +366,17 @@ class LabelRow(Base):
     told_at: Mapped[datetime]
 
 
+class CalibratedRow(Base):
+    """A candidate that a certificate is about; the certificate holds the digest of them all."""
+
+    __tablename__ = "calibrated"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    """SHA-256 of their keys and texts: runs and certificates about the same ones share rows."""
+    candidate_id: Mapped[int] = mapped_column(_Big, ForeignKey("candidate.id"), primary_key=True)
+
+
 class VerdictRow(Base):
     """Where a candidate of a run is, or was decided; promoted means one position further."""
 
@@ -380,6 +391,8 @@ class VerdictRow(Base):
     why: Mapped[str | None]
     ingest: Mapped[int]
     """The last of the run's `ingests` that met this candidate: tells a duplicate from a re-read."""
+    since: Mapped[int] = mapped_column(server_default=text("0"))
+    """The one with which it came, so that a reading can be taken back."""
 
 
 class AuditRow(Base):
@@ -410,3 +423,5 @@ class BadRowRow(Base):
     reason: Mapped[str]
     raw: Mapped[str]
     """Cut to 2,000 characters."""
+    ingest: Mapped[int] = mapped_column(server_default=text("0"))
+    """The one of the run's `ingests` that met it."""

@@ -1,5 +1,6 @@
 """Policies as versions: who changed a tier's thresholds, when, why, and what that promises."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,61 @@ _CERTIFICATE = text("""
       AND (run_tier.run_id IS NOT NULL OR policy.run_id = :run_id)
     ORDER BY CASE WHEN run_tier.run_id IS NULL THEN 1 ELSE 0 END, policy.id DESC
     LIMIT 1
+""")
+_TEXTS = text("""
+    SELECT candidate.key, text.digest
+    FROM verdict
+    JOIN candidate ON candidate.id = verdict.candidate_id
+    JOIN text ON text.id = candidate.text_id
+    WHERE verdict.run_id = :run_id
+    ORDER BY candidate.key
+""")
+_KEEP_CALIBRATED = text("""
+    INSERT INTO calibrated (digest, candidate_id)
+    SELECT :digest, candidate.id
+    FROM verdict
+    JOIN candidate ON candidate.id = verdict.candidate_id
+    WHERE verdict.run_id = :run_id
+      AND candidate.text_id IS NOT NULL
+      AND NOT EXISTS (SELECT 1 FROM calibrated AS kept WHERE kept.digest = :digest)
+""")
+# The same candidate, or one with the same key and text whose other fields changed.
+_CAME = text("""
+    SELECT COUNT(*)
+    FROM verdict
+    JOIN candidate ON candidate.id = verdict.candidate_id
+    WHERE verdict.run_id = :run_id
+      AND candidate.text_id IS NOT NULL
+      AND NOT EXISTS (
+        SELECT 1 FROM calibrated
+        WHERE calibrated.digest = :digest AND calibrated.candidate_id = candidate.id
+      )
+      AND NOT EXISTS (
+        SELECT 1 FROM candidate AS same CROSS JOIN calibrated
+        WHERE same.screen = candidate.screen
+          AND same.key = candidate.key
+          AND same.text_id = candidate.text_id
+          AND calibrated.digest = :digest
+          AND calibrated.candidate_id = same.id
+      )
+""")
+_WENT = text("""
+    SELECT COUNT(*)
+    FROM calibrated
+    JOIN candidate ON candidate.id = calibrated.candidate_id
+    WHERE calibrated.digest = :digest
+      AND NOT EXISTS (
+        SELECT 1 FROM verdict
+        WHERE verdict.run_id = :run_id AND verdict.candidate_id = candidate.id
+      )
+      AND NOT EXISTS (
+        SELECT 1 FROM candidate AS same CROSS JOIN verdict
+        WHERE same.screen = candidate.screen
+          AND same.key = candidate.key
+          AND same.text_id = candidate.text_id
+          AND verdict.run_id = :run_id
+          AND verdict.candidate_id = same.id
+      )
 """)
 # The newest run of the same definition whose thresholds were calibrated.
 _CALIBRATED = text("""
@@ -106,6 +162,7 @@ class Policies:
             author: who had it made.
             reason: why.
         """
+        calibrated = {"run_id": run_id, "digest": bytes.fromhex(certificate["candidates_digest"])}
         said = {
             "follows": follows,
             "certificate": json.dumps(certificate, sort_keys=True, ensure_ascii=False),
@@ -113,6 +170,7 @@ class Policies:
             "reason": reason,
         }
         with transaction(self._engine, writes=True) as connection:
+            connection.execute(_KEEP_CALIBRATED, calibrated)
             return [
                 _add(connection, run_id, position, {**change._asdict(), **said})
                 for position, change in sorted(changes.items())
@@ -150,6 +208,29 @@ class Policies:
         with transaction(self._engine, writes=False) as connection:
             found = connection.scalar(_CERTIFICATE, {"run_id": run_id})
             return None if found is None else dict(json.loads(found))
+
+    def candidates_digest(self, run_id: int) -> str:
+        """SHA-256 of who is calibrated: a line a candidate by rising key, its key and its text's.
+
+        A text is named by its BLAKE2b of 16 bytes, hexadecimal, after a tab.
+        """
+        found = hashlib.sha256()
+        with transaction(self._engine, writes=False) as connection:
+            streaming = connection.execution_options(stream_results=True, yield_per=1000)
+            with streaming.execute(_TEXTS, {"run_id": run_id}) as rows:
+                for key, digest in rows:
+                    found.update(f"{key}\t{bytes(digest).hex()}\n".encode())
+        return found.hexdigest()
+
+    def came_and_went(self, run_id: int, digest: str) -> tuple[int, int]:
+        """How many of a run's candidates are not among those of a certificate, and the reverse.
+
+        Who has the same key and text is the same; another text is one that came and one that went.
+        """
+        parameters = {"run_id": run_id, "digest": bytes.fromhex(digest)}
+        with transaction(self._engine, writes=False) as connection:
+            came, went = (connection.scalar(query, parameters) or 0 for query in (_CAME, _WENT))
+            return came, went
 
     def inherit(self, run_id: int, promise: Mapping[str, Any]) -> bool:
         """Take over the thresholds of the newest calibrated run of this definition and its judges.

@@ -211,6 +211,20 @@ def reopen(connection: Connection, run_id: int, config: dict[str, Any]) -> None:
     )
 
 
+def put_back(connection: Connection, before: RunStatus) -> None:
+    """Undo `reopen`."""
+    connection.execute(
+        update(RunRow)
+        .where(RunRow.id == before.run.id)
+        .values(
+            state=before.run.state,
+            reason=before.reason,
+            finished_at=before.finished,
+            config=json.dumps(before.run.config, sort_keys=True, ensure_ascii=False),
+        )
+    )
+
+
 def set_judge(
     connection: Connection, run_id: int, position: int, description: dict[str, Any]
 ) -> int:

@@ -4,16 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, select, text, update
+from sqlalchemy import Connection, Engine, select, text, true, update
 
 from db import audit, costs, decide, ingest, judging, locks, reading, runs, verdicts
 from db.audit import Audited, Audits
 from db.batches import Batch, Batches
 from db.connect import storable, transaction
-from db.errors import DatabaseError, StoreError
+from db.errors import DatabaseError, InputRefused, StoreError
 from db.labels import PEOPLE, Label, Labels, Scored, rubric_digest
 from db.models import (
-    BadRowRow,
     BatchState,
     LabelSource,
     RunRow,
@@ -54,6 +53,7 @@ __all__ = [
     "Flip",
     "FunnelRow",
     "Ingested",
+    "InputRefused",
     "JudgementDetail",
     "Label",
     "LabelSource",
@@ -122,6 +122,11 @@ class Store:
         with self._writing() as connection:
             runs.reopen(connection, run_id, config)
 
+    def put_back(self, before: RunStatus) -> None:
+        """Have a run stand as it stood before it was resumed."""
+        with self._writing() as connection:
+            runs.put_back(connection, before)
+
     def find_run(self, key: str | None = None) -> Run:
         """The run of this key; None for the newest."""
         with self._reading() as connection:
@@ -181,13 +186,10 @@ class Store:
     # Ingest
 
     def start_ingest(self, run_id: int) -> None:
-        """Begin to read the input from its start: forget the bad rows and counts of before."""
+        """Begin to read the input from its start."""
         with self._writing() as connection:
-            connection.execute(delete(BadRowRow).where(BadRowRow.run_id == run_id))
             connection.execute(
-                update(RunRow)
-                .where(RunRow.id == run_id)
-                .values(ingests=RunRow.ingests + 1, rows_read=0, rows_duplicate=0)
+                update(RunRow).where(RunRow.id == run_id).values(ingests=RunRow.ingests + 1)
             )
 
     def ingest(self, run_id: int, rows: Sequence[Row], source: str) -> Ingested:
@@ -198,34 +200,54 @@ class Store:
         becomes a bad row.
         """
         with self._writing() as connection:
-            screen, number = connection.execute(
-                select(RunRow.screen, RunRow.ingests).where(RunRow.id == run_id)
-            ).one()
-            target = ingest.Target(run_id, screen, number)
+            target = ingest.target(connection, run_id)
             return ingest.ingest(connection, target, rows, source)
 
     def add_bad_rows(self, run_id: int, rows: Sequence[BadRow]) -> None:
         with self._writing() as connection:
             ingest.add_bad_rows(connection, run_id, rows)
 
-    def finish_ingest(self, run_id: int, rows_read: int, duplicates: int) -> None:
+    def finish_ingest(
+        self,
+        run_id: int,
+        rows_read: int,
+        duplicates: int,
+        *,
+        whole: bool = True,
+        allow_shrink: bool = False,
+    ) -> int:
         """Close the reading of the input, and check that no row of it got lost.
 
         Args:
             run_id: the run.
-            rows_read: all rows of the input, bad ones included.
+            rows_read: all rows that were read, bad ones included.
             duplicates: those among them that `ingest` counted as duplicates.
+            whole: whether all of the input was read: who was not met leaves the run.
+            allow_shrink: whether more than half of the run may leave it.
+
+        Returns:
+            How many candidates left the run, those not counted whose content changed.
+
+        Raises:
+            InputRefused: more than half would leave it; `cancel_ingest` takes the reading back.
         """
         with self._writing() as connection:
-            ingest.forget_gone(connection, run_id)
-            ingest.check_conservation(connection, run_id, rows_read, duplicates)
+            target = ingest.target(connection, run_id)
+            gone = ingest.forget_gone(connection, target, whole=whole, allow_shrink=allow_shrink)
+            ingest.check_conservation(connection, target, rows_read, duplicates)
             connection.execute(
                 update(RunRow)
-                .where(RunRow.id == run_id)
+                .where(RunRow.id == run_id, true() if whole else RunRow.rows_read <= rows_read)
                 .values(rows_read=rows_read, rows_duplicate=duplicates)
             )
             if connection.dialect.name == "postgresql":
                 connection.execute(text("ANALYZE text, candidate, candidate_fields, verdict"))
+            return gone
+
+    def cancel_ingest(self, run_id: int) -> None:
+        """Take back what was read since `start_ingest`: the run has the candidates of before."""
+        with self._writing() as connection:
+            ingest.take_back(connection, ingest.target(connection, run_id))
 
     # Tiers
 

@@ -33,11 +33,17 @@ class BadRow(NamedTuple):
 class Ingested(NamedTuple):
     """What became of one chunk of rows."""
 
-    added: int
-    """New to this run; the others of a resumed run were there."""
+    new: int
+    """Under a key that no run of this screen has met."""
+    changed: int
+    """Under a key that one has met, with content that none has."""
+    known: int
+    """As a run of this screen has met it, this one or another."""
     duplicate: int
     """Identical to a row met before, since the input was last read from its start."""
     bad: int
+    gone: int = 0
+    """Candidates that left the run, because the input no longer holds their key."""
 
 
 class TierPlan(NamedTuple):

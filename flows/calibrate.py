@@ -5,7 +5,6 @@ the seed of the draw.
 """
 
 import getpass
-import math
 from typing import Any
 
 from prefect import flow
@@ -14,7 +13,7 @@ from db.store import Change
 from flows.approval import Approval, as_record, asked_for, given_before, refusal
 from flows.batch import BatchRun
 from flows.calibration import Calibration, NotYet, guarantee_of
-from flows.certificate import certificate_of, markdown
+from flows.certificate import certificate_of, last_tier, markdown
 from flows.judging import TierRun, TierWork, tell
 from flows.progress import Display
 from flows.recorder import current, recorded
@@ -25,7 +24,6 @@ from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
 from tiers.calibration import Result, Status
 from tiers.config import Screen
-from tiers.guarantee import Kind
 from tiers.sections import OpenAIBatchTier
 
 
@@ -44,24 +42,28 @@ def calibrate(
     author: str | None = None,
     approve: bool = False,
     wait_seconds: int = 3600,
+    allow_shrink: bool = False,
 ) -> dict[str, Any]:
     """Set the thresholds of a run so that its screen's guarantee holds, and certify them.
 
     Args:
         definition: the screen, with a guarantee.
         key: names the run; by default the newest unfinished run of this definition, or a new one.
-        limit: read only so many candidates.
+        limit: read only so many candidates; nobody leaves the run then.
         read: read the input; without it, the run goes on with the candidates that it has.
         anyway: go on where the plan says that the labels will not do.
         author: who has it made; by default the user of this process.
         approve: where the guarantee wants approval, the author gives it.
         wait_seconds: how long to wait for it in the Prefect UI otherwise.
+        allow_shrink: let more than half of the run's candidates leave it.
 
     Returns:
         `run`, `status` (certified, infeasible_budget, refused or waiting) and `message`; once the
         labels are complete, the certificate.
 
     Raises:
+        InputRefused: more than half would leave it; the run stands as before.
+        ScreenError: the input holds no candidate, or cannot be read; likewise.
         StoreError: the screen promises nothing.
         TierError: a tier could not go on; what was judged is kept.
     """
@@ -74,7 +76,7 @@ def calibrate(
         opened(definition, key, "calibrating ") as (store, run, judges, shown),
     ):
         if read:
-            read_candidates(definition, store, run, limit, shown)
+            read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
         try:
             _plan(Calibration(store, run, definition), shown, anyway=anyway)
             works = tier_works(definition, store, run, judges)
@@ -218,21 +220,12 @@ def _certify(
 
 
 def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:
-    """Every tier's thresholds. Nobody whom people might want is rejected by the last tier."""
+    """Every tier's thresholds."""
     changes = {
         position: Change(one.reject_below, one.accept_above)
         for position, one in enumerate(result.thresholds)
     }
-    last = calibration.definition.policy(calibration.below)
-    low, high = last.reject_below, last.accept_above
-    if calibration.section.by_people and calibration.section.kind != Kind.RECALL:
-        # Nobody has promised anything of the last tier's own answers: a person decides.
-        low, high = 0.0, 1.0
-    elif calibration.section.by_people:
-        if high is None and low is not None:
-            high = max(math.nextafter(low, 0.0), 0.0)
-        low = 0.0
-    return {**changes, calibration.below: Change(low, high)}
+    return {**changes, calibration.below: last_tier(calibration)}
 
 
 def _publish(calibration: Calibration, certificate: dict[str, Any]) -> None:

@@ -213,14 +213,24 @@ def words_of(promise: Mapping[str, Any]) -> str:
 
 
 def not_covered(store: Store, run: Run, certificate: Mapping[str, Any]) -> str | None:
-    """Says so where a run has other candidates than it was calibrated on."""
-    count = store.labels.candidates(run.id)
-    if certificate["run"] != run.key or count == certificate["candidates"]:
-        return None
-    return (
-        f"the promise is about the {certificate['candidates']:,} candidates that were calibrated "
-        f"on, and the run has {count:,}; calibrate again to have it for all of them"
+    """Says so where a run has other candidates than were calibrated.
+
+    A certificate of an earlier version tells only how many there were.
+    """
+    promise = (
+        f"the promise is about the {certificate['candidates']:,} candidates that were calibrated"
     )
+    again = "calibrate again to have it for all of them"
+    digest = certificate.get("candidates_digest")
+    if digest is None:
+        count = store.labels.candidates(run.id)
+        if count == certificate["candidates"]:
+            return None
+        return f"{promise}, and the run has {count:,}; {again}"
+    came, went = store.policies.came_and_went(run.id, digest)
+    if not came and not went:
+        return None
+    return f"{promise}: of them {went:,} went since, and {came:,} others came; {again}"
 
 
 def _promises(certificate: Mapping[str, Any], section: GuaranteeSection) -> bool:

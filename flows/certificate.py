@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from db.store import Change
 from flows.calibration import Calibration
 from tiers.calibration import Result, Status, Thresholds, recall_of_thresholds
 from tiers.guarantee import Guarantee, Kind
@@ -38,6 +39,7 @@ def certificate_of(calibration: Calibration, result: Result, author: str) -> dic
             {"tier": tier.name, **asdict(one)}
             for tier, one in zip(tiers, result.thresholds, strict=False)
         ],
+        "last_tier": {"tier": tiers[-1].name, **last_tier(calibration)._asdict()},
         "certified_bound": result.certified_bound,
         "threshold_bound": result.threshold_bound,
         "labels_used": result.labels_used,
@@ -46,9 +48,24 @@ def certificate_of(calibration: Calibration, result: Result, author: str) -> dic
         "left_to_last_tier": int(result.promoted.sum()),
         "evidence": result.evidence,
         "drawn_positives": [keys[row] for row in result.drawn_positives],
+        "candidates_digest": calibration.store.policies.candidates_digest(calibration.run.id),
         "labels_digest": _digest(calibration),
         "message": message(calibration, result),
     }
+
+
+def last_tier(calibration: Calibration) -> Change:
+    """The last tier's thresholds. Nobody whom people might want is rejected by it."""
+    policy = calibration.definition.policy(calibration.below)
+    low, high = policy.reject_below, policy.accept_above
+    if calibration.section.by_people and calibration.section.kind != Kind.RECALL:
+        # Nobody has promised anything of the last tier's own answers: a person decides.
+        low, high = 0.0, 1.0
+    elif calibration.section.by_people:
+        if high is None and low is not None:
+            high = max(math.nextafter(low, 0.0), 0.0)
+        low = 0.0
+    return Change(low, high)
 
 
 def message(calibration: Calibration, result: Result) -> str:
@@ -99,14 +116,16 @@ def markdown(certificate: dict[str, Any]) -> str:
         ("left to the last tier", f"{certificate['left_to_last_tier']:,}"),
         ("seed of the draw", certificate["seed"]),
         *((name, f"{value:g}") for name, value in sorted(certificate["evidence"].items())),
+        ("SHA-256 of the candidates", certificate.get("candidates_digest", "not told")),
         ("SHA-256 of the labels", certificate["labels_digest"]),
     ]
     if approval := certificate.get("approval"):
         because = f": {approval['reason']}" if approval["reason"] else ""
         facts.insert(2, ("approved by", f"{approval['by'] or 'a person'}{because}"))
+    last = certificate.get("last_tier")
     thresholds = [
         f"| {one['tier']} | {_cell(one['reject_below'])} | {_cell(one['accept_above'])} |"
-        for one in certificate["thresholds"]
+        for one in [*certificate["thresholds"], *([last] if last else [])]
     ]
     return "\n".join(
         [
@@ -142,7 +161,9 @@ def differences(calibration: Calibration, certificate: dict[str, Any]) -> list[s
     return [
         f"{name}: {certificate[name]!r} in the certificate, {value!r} now"
         for name, value in anew.items()
-        if name not in passing and _plain(certificate[name]) != _plain(value)
+        if name in certificate  # one of an earlier version tells less
+        and name not in passing
+        and _plain(certificate[name]) != _plain(value)
     ]
 
 

@@ -17,6 +17,7 @@ from flows.console import (
     UNFINISHED,
     UNKEPT,
     USAGE,
+    AllowShrink,
     AsJson,
     Database,
     File,
@@ -79,6 +80,7 @@ def run(
     database: Database = None,
     key: Annotated[str | None, typer.Option(help="Name of the run; the same key goes on.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
+    allow_shrink: AllowShrink = False,
     as_json: AsJson = False,
 ) -> None:
     """Screen all candidates. Run again after a stop of any kind: it goes on where it was.
@@ -88,7 +90,9 @@ def run(
     from flows.summary import show
     from tiers.config import load_screen
 
-    finished = screen_once(load_screen(file), database, key=key, limit=limit)
+    finished = screen_once(
+        load_screen(file), database, key=key, limit=limit, allow_shrink=allow_shrink
+    )
     if as_json:
         print(orjson.dumps(finished).decode(), flush=True)
     else:
@@ -343,7 +347,12 @@ def _batch_row(batch: "Batch") -> dict[str, Any]:
 
 
 def screen_once(
-    definition: "Screen", database: str | None, *, key: str | None = None, limit: int | None = None
+    definition: "Screen",
+    database: str | None,
+    *,
+    key: str | None = None,
+    limit: int | None = None,
+    allow_shrink: bool = False,
 ) -> dict[str, Any]:
     """Run the flow in this process and return its summary, finished or stopped.
 
@@ -361,7 +370,7 @@ def screen_once(
     name, tags = f"{definition.screen} {chosen}", [definition.screen]
     with recorded("screen", name, tags=tags, key=chosen, limit=limit) as record:
         try:
-            screen_candidates(definition, key=chosen, limit=limit)
+            screen_candidates(definition, key=chosen, limit=limit, allow_shrink=allow_shrink)
         except TierError as error:
             err.print(str(error))
         except (KeyboardInterrupt, SystemExit) as stop:

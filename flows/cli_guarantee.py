@@ -14,6 +14,7 @@ from flows.console import (
     DONE,
     UNFINISHED,
     UNKEPT,
+    AllowShrink,
     AsJson,
     Database,
     File,
@@ -63,6 +64,7 @@ def calibrate(
     database: Database = None,
     key: Annotated[str | None, typer.Option(help="Name of the run; the same key goes on.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
+    allow_shrink: AllowShrink = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Go on where the plan says that labels are too few.")
     ] = False,
@@ -97,6 +99,7 @@ def calibrate(
             definition,
             key=chosen,
             limit=limit,
+            allow_shrink=allow_shrink,
             anyway=anyway,
             author=by or getpass.getuser(),
             approve=approve,
@@ -130,7 +133,7 @@ def certificate(
     from flows.calibration import Calibration
     from flows.certificate import differences, markdown
     from flows.labelling import definition_of
-    from flows.moving import certified_now
+    from flows.moving import standing
 
     store, run = _found(database, run_key)
     found = store.policies.certificate(run.id)
@@ -148,7 +151,8 @@ def certificate(
         out.print(markdown(found))
         if audits:
             out.print("\n".join(["\nAudits of runs by this certificate:\n", *series_table(audits)]))
-        _tell_standing(store, run, found, certified_now(store, run))
+        for line in standing(store, run):
+            out.print(f"\n{line}")
         for line in wrong:
             err.print(line, style="red")
         if check and not wrong:
@@ -388,24 +392,6 @@ def _type_in(prompt: str) -> str:
         return "q"
 
 
-def _tell_standing(store: "Store", run: "Run", found: dict[str, Any], bound: float | None) -> None:
-    from flows.calibration import not_covered
-    from flows.moving import as_certified
-
-    if found["run"] != run.key:
-        out.print(
-            f"\nrun {run.key} took these thresholds over from run {found['run']}; the promise is "
-            "about that run's candidates"
-        )
-    elif beyond := not_covered(store, run, found):
-        out.print(f"\n{beyond}")
-    elif not as_certified(store, run, found):
-        stands = "nothing" if bound is None else f"recall >= {bound:.4f}"
-        out.print(
-            f"\nthresholds were changed since; by the same labels they are certified for {stands}"
-        )
-
-
 def _show_consequences(found: dict[str, Any]) -> None:
     names = ("reached", "promoted", "accepted", "rejected", "review", "pending")
     rows = [
@@ -429,6 +415,8 @@ def _show_consequences(found: dict[str, Any]) -> None:
         if bound is None
         else f"certified recall: >= {bound:.4f}"
     )
+    if found["not_covered"]:
+        out.print(found["not_covered"])
     flips = ", ".join(f"{count:,} {name}" for name, count in found["flips"].items())
     out.print(f"verdicts that change: {flips or 'none'}")
     print_rows(found["candidates"][:SHOWN], False, empty="")

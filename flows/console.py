@@ -24,6 +24,10 @@ Database = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AllowShrink = Annotated[
+    bool,
+    typer.Option("--allow-shrink", help="Let more than half of the run's candidates leave it."),
+]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The screen file.")]
 
 # A table cut to the 80 columns of a pipe helps nobody.

@@ -39,10 +39,10 @@ def run_demo(database: str | None, *, count: int, seed: int, console: Console) -
     cascade = load_screen(folder / "screen.yaml")
     console.print(f"{count:,} made-up applicants, {sum(truth.values()):,} of whom fit the role:")
     console.print(f"  {cascade.rubric.strip()}\n", style="italic")
-    finished = screen_once(cascade, database)
+    finished = screen_once(cascade, database, allow_shrink=True)
     show(finished, console)
     console.print("\nfor comparison, the largest model on all of them:")
-    alone = screen_once(largest_alone(cascade), database)
+    alone = screen_once(largest_alone(cascade), database, allow_shrink=True)
     store = Store(open_engine(Settings().database(database)))
     runs = {"cascade": finished["run"], "largest model on all": alone["run"]}
     _show_comparison(store, runs, truth, console)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import duckdb
 import orjson
 
-from db.store import BadRow, Ingested, Row, Store
+from db.store import BadRow, Ingested, InputRefused, Row, Store
 from tiers.config import Candidates, ScreenError
 from tiers.template import named_fields, renderer
 
@@ -40,34 +40,83 @@ Read = Record | BadRow
 
 
 def ingest(
-    store: Store, run_id: int, candidates: Candidates, *, limit: int | None = None
+    store: Store,
+    run_id: int,
+    candidates: Candidates,
+    *,
+    limit: int | None = None,
+    allow_shrink: bool = False,
 ) -> Ingested:
     """Read all files into the run, in one pass and constant memory; a second time adds nothing.
 
-    A `limit` bounds the rows that are read, bad ones included.
+    Args:
+        store: memory.
+        run_id: the run.
+        candidates: where they are, and how they are read.
+        limit: read only so many rows, bad ones included; then nobody leaves the run.
+        allow_shrink: whether more than half of the run's candidates may leave it.
 
     Raises:
-        ScreenError: no file matches, or the files lack a column that the screen names.
+        ScreenError: no file matches, one cannot be read, the files lack a column that the screen
+            names, or they hold no candidate. The run has the candidates of before.
+        InputRefused: more than half of the run would leave it; likewise.
     """
+    require_candidates(candidates, limit)
     store.start_ingest(run_id)
-    total = Ingested(0, 0, 0)
-    rows_read = 0
-    for path in source_files(candidates.source):
-        records = islice(
-            read_records(path, candidates), None if limit is None else limit - rows_read
-        )
-        for chunk in _chunks(to_rows(records, candidates, path)):
+    try:
+        total = Ingested(0, 0, 0, 0, 0)
+        rows_read = 0
+        for path, chunk in _chunks_of_files(candidates, limit):
             rows = [row for row in chunk if isinstance(row, Row)]
             bad = [row for row in chunk if isinstance(row, BadRow)]
             store.add_bad_rows(run_id, bad)
             done = store.ingest(run_id, rows, source=path.name)
             rows_read += len(chunk)
-            total = Ingested(
-                total.added + done.added, total.duplicate + done.duplicate,
-                total.bad + done.bad + len(bad),
-            )  # fmt: skip
-    store.finish_ingest(run_id, rows_read, total.duplicate)
-    return total
+            done = done._replace(bad=done.bad + len(bad))
+            total = Ingested(*map(sum, zip(total, done, strict=True)))
+        gone = store.finish_ingest(
+            run_id, rows_read, total.duplicate, whole=limit is None, allow_shrink=allow_shrink
+        )
+    except (ScreenError, InputRefused):
+        store.cancel_ingest(run_id)
+        raise
+    return total._replace(gone=gone)
+
+
+def require_candidates(candidates: Candidates, limit: int | None = None) -> None:
+    """Refuse an input without a candidate: an export that failed looks like that.
+
+    Raises:
+        ScreenError: no row of it can become a candidate, or the files cannot be read.
+    """
+    bad: list[BadRow] = []
+    rows = 0
+    for _, chunk in _chunks_of_files(candidates, limit):
+        if any(isinstance(row, Row) for row in chunk):
+            return
+        rows += len(chunk)
+        bad = bad or [row for row in chunk if isinstance(row, BadRow)]
+    why = "it has no rows"
+    if bad:
+        why = f"none of its {rows:,} rows can be read, the first ({bad[0].source}, line "
+        why += f"{bad[0].line}): {bad[0].reason}"
+    raise ScreenError(
+        candidates.source, [f"candidates.from: holds no candidate: {why}; nothing was changed"]
+    )
+
+
+def in_words(read: Ingested) -> str:
+    """What a reading came to."""
+    counts = {
+        "new": read.new,
+        "known": read.known,
+        "changed": read.changed,
+        "repeated": read.duplicate,
+        "bad": read.bad,
+    }
+    told = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+    left = f"; {read.gone:,} candidates left the run" if read.gone else ""
+    return f"read: {told}{left}"
 
 
 def check_columns(candidates: Candidates) -> None:
@@ -165,6 +214,18 @@ def to_rows(records: Iterable[Read], candidates: Candidates, path: Path) -> Iter
             raw = raw.replace(b"\\u0000", b"\\ufffd")
             text, key = text.replace("\0", "\ufffd"), str(key).replace("\0", "\ufffd")
         yield Row(line, str(key), text, raw, problem)
+
+
+def _chunks_of_files(
+    candidates: Candidates, limit: int | None
+) -> Iterator[tuple[Path, list[Row | BadRow]]]:
+    """All rows, or the first so many, in chunks with the file that holds them."""
+    read = 0
+    for path in source_files(candidates.source):
+        records = islice(read_records(path, candidates), None if limit is None else limit - read)
+        for chunk in _chunks(to_rows(records, candidates, path)):
+            yield path, chunk
+            read += len(chunk)
 
 
 def _chunks(rows: Iterator[Row | BadRow]) -> Iterator[list[Row | BadRow]]:

@@ -1,5 +1,6 @@
 """A screen is calibrated, runs, keeps its promise, and is not paid for twice: whole flows."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from db.engine import open_engine
-from db.store import Label, LabelSource, Run, Store, rubric_digest
+from db.store import Change, Label, LabelSource, Run, Store, rubric_digest
 from flows import judging
 from flows.calibrate import calibrate
-from flows.calibration import Calibration, disputes, truth
+from flows.calibration import Calibration, disputes, not_covered, truth
 from flows.certificate import differences, markdown
-from flows.moving import as_certified, certified_now
+from flows.moving import as_certified, certified_now, standing
 from flows.settings import Settings
 from tiers.base import open_backend
 from tiers.config import Screen, load_screen
@@ -273,13 +275,155 @@ def test_candidates_that_come_later_are_not_covered_and_that_is_said(
     made = calibrate.fn(definition, limit=700)
     assert made["candidates"] == 700
     screened(definition)
-    assert "calibrated on, and the run has 900; calibrate again" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the 700 candidates that were calibrated: of them 0 went since, and 200 others" in said
     with stored() as (store, run):
         assert certified_now(store, run) is None
     again = calibrate.fn(definition, key=made["run"])
     assert again["candidates"] == COUNT
     with stored() as (store, run):
         assert certified_now(store, run) == again["certified_bound"]
+
+
+def replaced(folder: Path, first: int, count: int, **fields: Any) -> None:
+    """Other candidates in the place of some."""
+    file = folder / "in.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for i in range(first, first + count):
+        rows[i] = {"id": f"n{i:04}", "text": f"another hidden number {i}: yes", **fields}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_as_many_others_do_not_pass_for_those_that_were_calibrated(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition)
+    screened(definition)
+    replaced(folder, 1, 3)
+    capsys.readouterr()
+    screened(definition, key=made["run"])
+    told = "the 900 candidates that were calibrated: of them 3 went since, and 3 others came"
+    assert told in capsys.readouterr().err
+    with stored() as (store, run):
+        assert len(list(store.results(run.id))) == made["candidates"] == COUNT
+        assert certified_now(store, run) is None
+        assert any(told in line for line in standing(store, run))
+        assert not_covered(store, run, made) == standing(store, run)[0]
+        certificate = store.policies.certificate(run.id)
+        assert certificate is not None
+        assert any(
+            "candidates_digest" in line or "labels that the draw" in line
+            for line in differences(Calibration(store, run, definition), certificate)
+        )
+    # A later run that takes the thresholds over is told the same, and of whose they are.
+    screened(definition, key="later")
+    said = capsys.readouterr().err
+    assert f"took its thresholds over from run {made['run']}" in said
+    assert told in said
+    again = calibrate.fn(definition, key=made["run"])
+    assert again["candidates_digest"] != made["candidates_digest"]
+    with stored() as (store, run):
+        first = store.find_run(made["run"])
+        assert certified_now(store, first) == again["certified_bound"]
+        assert standing(store, first) == []
+
+
+def test_who_comes_back_or_has_other_fields_is_the_one_that_was_calibrated(folder: Path) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition)
+    original = (folder / "in.jsonl").read_text()
+    replaced(folder, 1, 3)
+    screened(definition, key=made["run"])
+    (folder / "in.jsonl").write_text(original.replace('"}', '", "remark": "seen"}'))
+    screened(definition, key=made["run"])
+    with stored() as (store, run):
+        assert standing(store, run) == []
+        assert certified_now(store, run) == made["certified_bound"]
+
+
+def test_a_text_that_changed_is_another_candidate(folder: Path) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition)
+    file = folder / "in.jsonl"
+    file.write_text(file.read_text().replace("text number 1: no", "text number 1: hidden yes"))
+    screened(definition, key=made["run"])
+    with stored() as (store, run):
+        assert store.policies.came_and_went(run.id, made["candidates_digest"]) == (1, 1)
+        assert certified_now(store, run) is None
+
+
+def test_the_digest_of_the_candidates_can_be_computed_by_anybody(folder: Path) -> None:
+    made = calibrate.fn(write(folder))
+    rows = [json.loads(line) for line in (folder / "in.jsonl").read_text().splitlines()]
+    texts = {row["id"]: hashlib.blake2b(row["text"].encode(), digest_size=16) for row in rows}
+    lines = "".join(f"{key}\t{text.hexdigest()}\n" for key, text in sorted(texts.items()))
+    assert made["candidates_digest"] == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_a_certificate_of_an_earlier_version_goes_by_the_count_and_says_so(folder: Path) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition)
+    with stored() as (store, run):
+        older = {
+            name: value
+            for name, value in made.items()
+            if name not in ("candidates_digest", "last_tier")
+        }
+        engine = open_engine(Settings().database())
+        with engine.begin() as connection:
+            connection.execute(
+                text("UPDATE policy SET certificate = :older WHERE certificate IS NOT NULL"),
+                {"older": json.dumps(older)},
+            )
+        engine.dispose()
+        assert "does not tell who was calibrated, only how many" in standing(store, run)[0]
+        assert len(standing(store, run)) == 1
+        assert certified_now(store, run) == made["certified_bound"]
+        certificate = store.policies.certificate(run.id)
+        assert certificate is not None
+        assert differences(Calibration(store, run, definition), certificate) == []
+        assert "| SHA-256 of the candidates | not told |" in markdown(certificate)
+    with (folder / "in.jsonl").open("a") as file:
+        file.write('{"id": "new", "text": "one more: yes"}\n')
+    screened(definition, key=made["run"])
+    with stored() as (store, run):
+        run = store.find_run(made["run"])
+        assert "calibrated, and the run has 901; calibrate again" in standing(store, run)[1]
+        assert certified_now(store, run) is None
+        last = Change(None, 1.0)
+        store.policies.move(run.id, 2, last, author="ada", reason="try")
+        assert not as_certified(store, run, store.policies.certificate(run.id) or {})
+
+
+def test_the_last_tiers_bar_moved_by_hand_ends_the_promise(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    definition = write(folder)
+    made = calibrate.fn(definition)
+    screened(definition)
+    with stored() as (store, run):
+        was = next(
+            one for one in store.policies.versions(run.id) if one.in_use and one.position == 2
+        )
+        assert (was.reject_below, was.accept_above) == (
+            made["last_tier"]["reject_below"],
+            made["last_tier"]["accept_above"],
+        )
+        store.policies.move(run.id, 2, Change(None, 1.0), author="ada", reason="try")
+        assert certified_now(store, run) is None
+        certificate = store.policies.certificate(run.id)
+        assert certificate is not None
+        assert not as_certified(store, run, certificate)
+        assert "thresholds were changed" in standing(store, run)[0]
+        assert "certified for nothing" in standing(store, run)[0]
+    capsys.readouterr()
+    screened(definition, key=made["run"])
+    assert "certified for nothing" in capsys.readouterr().err
+    with stored() as (store, run):
+        store.policies.use(run.id, was.id, author="ada", reason="back")
+        assert standing(store, run) == []
+        assert certified_now(store, run) == made["certified_bound"]
 
 
 def test_an_older_certificate_that_is_put_back_is_the_one_that_is_shown(folder: Path) -> None:

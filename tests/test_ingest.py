@@ -71,16 +71,16 @@ def test_the_three_formats_give_the_same_candidates(home: Home) -> None:
         f"COPY (SELECT * FROM read_json('{home.folder}/a.jsonl')) TO '{home.folder}/a.parquet'"
     )
     (home.folder / "b.jsonl.gz").write_bytes(gzip.compress((home.folder / "a.jsonl").read_bytes()))
-    assert home.read("a.jsonl").added == 50
+    assert home.read("a.jsonl").new == 50
     for name in ("a.csv", "a.parquet", "b.jsonl.gz"):
-        assert home.read(name) == (0, 0, 0), name
+        assert home.read(name) == (0, 0, 50, 0, 0, 0), name
     assert home.texts()["k7"] == 'line "7"\nand, more é'
 
 
 def test_a_pattern_reads_all_its_files(home: Home) -> None:
     for part in range(3):
         lines(home.folder / f"part{part}.jsonl", {"id": part, "text": "t"})
-    assert home.read("part*.jsonl").added == 3
+    assert home.read("part*.jsonl").new == 3
 
 
 def test_a_second_reading_adds_and_counts_nothing_twice(home: Home) -> None:
@@ -224,7 +224,7 @@ def test_files_that_are_not_there_or_no_table_are_told(home: Home) -> None:
 def test_a_limit_reads_no_more(home: Home) -> None:
     lines(home.folder / "a.jsonl", *({"id": i, "text": "t"} for i in range(10)))
     lines(home.folder / "b.jsonl", *({"id": i + 10, "text": "t"} for i in range(10)))
-    assert home.read("*.jsonl", limit=13).added == 13
+    assert home.read("*.jsonl", limit=13).new == 13
 
 
 def test_the_first_candidate_that_can_be_read_is_shown(home: Home) -> None:

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from db.engine import check_ready, open_engine
-from db.store import BadRow, DatabaseError, Row, Run, RunState, Store, StoreError, TierPlan
+from db.store import (
+    BadRow,
+    DatabaseError,
+    Ingested,
+    Row,
+    Run,
+    RunState,
+    Store,
+    StoreError,
+    TierPlan,
+)
 from tiers.policy import outcomes
 from tiers.types import Candidate, Judgement, Outcome
 
@@ -71,8 +81,8 @@ def test_an_unfinished_run_is_taken_up_and_a_done_one_is_not(store):
     assert (first.key, first.state, first.config) == ("papers-1", "running", {"rubric": "good?"})
     store.finish(first.id, RunState.STOPPED, "budget")
     assert new_run(store).id == first.id
-    assert store.runs(1)[0].reason == "budget", "finding a run changes nothing"
-    store.resume(first.id, {})
+    assert store.runs(1)[0].reason == "budget"
+    store.resume(first.id, {"rubric": "good?"})
     assert store.runs(1)[0].reason is None
     store.finish(first.id, RunState.DONE)
     assert new_run(store).key == "papers-2"
@@ -91,8 +101,9 @@ def test_a_key_is_created_once_and_then_found(store):
     store.finish(made.id, RunState.DONE)
     found = new_run(store, key="night-1")
     assert (found.id, found.state) == (made.id, RunState.DONE)
-    store.resume(found.id, {"rubric": "good?"})
-    assert store.find_run("night-1").state is RunState.RUNNING
+    store.resume(made.id, {"rubric": "better?"})
+    again = store.find_run("night-1")
+    assert (again.state, again.config) == (RunState.RUNNING, {"rubric": "better?"})
 
 
 def test_a_new_key_avoids_keys_that_people_gave(store):
@@ -186,8 +197,10 @@ def test_ingest_tells_new_rows_duplicates_and_conflicts_apart(store, engine):
     store.start_ingest(run.id)
     changed = a_row(1, "other text")
     chunk = [*rows(3), a_row(0), changed]
-    assert store.ingest(run.id, chunk, "papers.csv") == (3, 1, 1)
-    assert store.ingest(run.id, [a_row(2), changed, a_row(3)], "papers.csv") == (1, 1, 1)
+    assert store.ingest(run.id, chunk, "papers.csv") == Ingested(3, 0, 0, 1, 1)
+    assert store.ingest(run.id, [a_row(2), changed, a_row(3)], "papers.csv") == Ingested(
+        1, 0, 0, 1, 1
+    )
     bad = query(engine, "SELECT source, line, reason, raw FROM bad_row ORDER BY id")
     reason = "duplicate key 'k001' with different content; the first was kept"
     assert [tuple(row) for row in bad] == 2 * [("papers.csv", 1, reason, changed.fields.decode())]
@@ -241,7 +254,7 @@ def test_a_row_without_text_is_reviewed_and_never_judged(store):
 def test_what_no_database_keeps_becomes_a_bad_row(store, engine, broken):
     run = new_run(store)
     given = [a_row(0), Row(1, "k001", broken, b"{}"), Row(2, f"k{broken}", "text", b"{}")]
-    assert store.ingest(run.id, given, "papers.csv") == (1, 0, 2)
+    assert store.ingest(run.id, given, "papers.csv") == Ingested(1, 0, 0, 0, 2)
     reasons = [row.reason for row in query(engine, "SELECT reason FROM bad_row")]
     assert all(reason.startswith("no database can keep it: ") for reason in reasons)
 

@@ -6,9 +6,10 @@ Resume is a query: what has no judgement is judged, whoever stopped before and h
 from db.engine import check_ready, open_engine
 from db.store import Run, Store
 from flows.budget import Budgets, check_prices
-from flows.calibration import not_covered, require_calibration
-from flows.ingest import check_columns, ingest
+from flows.calibration import require_calibration
+from flows.ingest import check_columns, in_words, ingest, require_candidates
 from flows.judging import TierWork, tell
+from flows.moving import standing
 from flows.overlap import Cascade
 from flows.progress import Display
 from flows.recorder import recorded
@@ -29,7 +30,7 @@ def prepare(definition: Screen, key: str | None) -> str:
 
     Raises:
         DatabaseError: the database cannot be used.
-        ScreenError: the candidates' files are not there, or lack a column.
+        ScreenError: the candidates' files are not there, lack a column or hold no candidate.
         TierError: a model, a key or a price is not there.
     """
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
@@ -37,6 +38,7 @@ def prepare(definition: Screen, key: str | None) -> str:
     url = Settings().database()
     check_ready(url)
     check_columns(definition.candidates)
+    require_candidates(definition.candidates)
     for position in range(len(definition.tiers)):
         inspect(job_of(definition, position), "")
     engine = open_engine(url)
@@ -47,17 +49,25 @@ def prepare(definition: Screen, key: str | None) -> str:
 
 
 def screen_candidates(
-    definition: Screen, *, key: str | None = None, limit: int | None = None, read: bool = True
+    definition: Screen,
+    *,
+    key: str | None = None,
+    limit: int | None = None,
+    read: bool = True,
+    allow_shrink: bool = False,
 ) -> Run:
     """Screen all candidates of a definition; Prefect is told of it, and not waited for.
 
     Args:
         definition: the screen.
         key: names the run; by default the newest unfinished run of this definition, or a new one.
-        limit: read only so many candidates.
+        limit: read only so many candidates; nobody leaves the run then.
         read: read the input; without it, the run goes on with the candidates that it has.
+        allow_shrink: let more than half of the run's candidates leave it.
 
     Raises:
+        InputRefused: more than half would leave it; the run stands as before.
+        ScreenError: the input holds no candidate, or cannot be read; likewise.
         TierError: a tier could not go on; what was judged is kept.
     """
     key = prepare(definition, key) if key is None else key
@@ -70,13 +80,9 @@ def screen_candidates(
         try:
             require_calibration(store, run, definition)
             if read:
-                read_candidates(definition, store, run, limit, shown)
-            if (
-                definition.guarantee is not None
-                and (certificate := store.policies.certificate(run.id)) is not None
-                and (beyond := not_covered(store, run, certificate)) is not None
-            ):
-                tell(beyond, shown)
+                read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
+            for line in standing(store, run):
+                tell(line, shown)
             for _ in range(ROUNDS):
                 works = tier_works(definition, store, run, judges)
                 if not Cascade(definition, works, shown).run():
@@ -87,13 +93,19 @@ def screen_candidates(
 
 
 def read_candidates(
-    definition: Screen, store: Store, run: Run, limit: int | None, shown: Display
+    definition: Screen,
+    store: Store,
+    run: Run,
+    limit: int | None,
+    shown: Display,
+    *,
+    allow_shrink: bool,
 ) -> None:
     """Read the input, and say what came of it."""
     step = shown.start("reading", None)
-    found = ingest(store, run.id, definition.candidates, limit=limit)
-    step.advance(found.added)
-    tell(f"read: {found.added:,} new, {found.duplicate:,} repeated, {found.bad:,} bad", shown)
+    read = ingest(store, run.id, definition.candidates, limit=limit, allow_shrink=allow_shrink)
+    step.advance(read.new + read.changed + read.known)
+    tell(in_words(read), shown)
 
 
 def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from db.engine import check_ready, open_engine
-from db.store import DatabaseError, Run, RunState, Store, StoreError, TierPlan
+from db.store import DatabaseError, InputRefused, Run, RunState, Store, StoreError, TierPlan
 from flows import recorder
 from flows.audit import alarm_of
 from flows.budget import check_prices
@@ -18,7 +18,7 @@ from flows.progress import Display, display
 from flows.run.owner import is_dead, owner
 from flows.settings import Settings, load_keys
 from tiers.base import identity, job_of
-from tiers.config import Screen
+from tiers.config import Screen, ScreenError
 from tiers.profiles import PROFILES
 from tiers.remote import hide, key_route
 from tiers.sections import RemoteTier
@@ -75,8 +75,10 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[None]:
     """Hold the run's lock; write down how the work on it ended, whatever ended it."""
     began = time.monotonic()
     with held(store, run):
+        before = store.status(run.id)
         store.resume(run.id, as_config(definition))
         state, reason = RunState.FAILED, None
+        as_before = False
         try:
             yield
             state, reason = how_it_stands(store, run)
@@ -87,11 +89,16 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[None]:
             state = RunState.CANCELLED
             raise
         except BaseException as error:
+            taken_back = isinstance(error, InputRefused | ScreenError)
+            as_before = taken_back and before.run.state is not RunState.RUNNING
             reason = _without_keys(f"{type(error).__name__}: {error}", run)
             raise
         finally:
             recorder.current().end(state, reason)
-            store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
+            if as_before:
+                store.put_back(before)
+            else:
+                store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
 
 
 @contextmanager
