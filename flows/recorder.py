@@ -90,6 +90,7 @@ class Recorder:
         if self._child.named and not self.lost:
             with suppress(subprocess.TimeoutExpired):
                 self._child.wait(GOODBYE_SECONDS)
+        self._child.release()
 
     def _tell(self, **event: Any) -> None:
         self._events.put({"at": _now(), **event})

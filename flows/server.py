@@ -100,6 +100,13 @@ class Child:
         """
         self._process.wait(seconds)
 
+    def release(self) -> None:
+        """Leave it to itself: it ends once it has told everything, and nobody waits for that."""
+        with suppress(OSError):
+            self.close()
+        if self._process.poll() is None:
+            self._process.returncode = 0  # else Python complains of a child that still runs
+
 
 def open_child(settings: Settings) -> tuple[Child, str]:
     """Start the child that speaks to Prefect, and the address of the API that it speaks to.
@@ -142,7 +149,7 @@ def ensure_server(settings: Settings) -> Callable[[], None]:
     if configured_server() is None:
         os.environ["PREFECT_HOME"] = str(prefect_home(settings))
     # Registered before Prefect is imported, so that it runs after Prefect's last logs are sent.
-    atexit.register(child.close)
+    atexit.register(child.release)
 
     def wait() -> None:
         if next(child.lines(), None) is None:

@@ -1,7 +1,6 @@
 """Installs llama-cpp-python, which compiles llama.cpp for this machine, and shows how far it is.
 
-pip says nothing of what it compiles unless it says everything. Only the library is built: no
-server, no tools, no image reader.
+pip says nothing of what it compiles unless it says everything. The reader of images is left out.
 """
 
 import os
@@ -32,10 +31,8 @@ def main() -> int:
         flush=True,
     )
     log = Path(sys.prefix) / "llama-build.log"
-    environment = os.environ | {
-        "SKBUILD_BUILD_TARGETS": os.environ.get("SKBUILD_BUILD_TARGETS", "llama"),
-        "CMAKE_ARGS": f"-DLLAVA_BUILD=OFF {os.environ.get('CMAKE_ARGS', '')}".strip(),
-    }
+    more = os.environ.get("CMAKE_ARGS", "")
+    environment = os.environ | {"CMAKE_ARGS": f"-DLLAVA_BUILD=OFF {more}".strip()}
     command = [sys.executable, "-m", "pip", "install", "-v", "--disable-pip-version-check"]
     pip = subprocess.Popen(  # noqa: S603
         [*command, "--prefer-binary", "-c", "constraints.txt", pin],

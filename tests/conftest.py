@@ -29,6 +29,8 @@ from .project import Project
 collect_ignore = ["vllm"]  # has an environment of its own: make test-vllm
 
 _numbers = count(1)
+_started: list[subprocess.Popen[bytes]] = []
+"""What outlives the test that began it; a process that nobody refers to is complained of."""
 
 # The machine may be busy: no test fails for being slow.
 hypothesis.settings.register_profile(
@@ -203,6 +205,7 @@ def start_prefect(shared: Path) -> None:
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
+    _started.append(server)
     (shared / "prefect.pid").write_text(str(server.pid))
     url = f"http://127.0.0.1:{port}/api"
     for _ in range(2400):

@@ -528,7 +528,7 @@ def test_a_batch_stopped_by_hand_is_no_round(folder, forget, capsys):
 
 
 def test_the_exit_code_of_a_poll_is_that_of_its_runs(folder, monkeypatch):
-    monkeypatch.setattr("flows.cli.ensure_server", lambda _: lambda: None)
+    monkeypatch.setattr("flows.server.ensure_server", lambda _: lambda: None)
 
     monkeypatch.setattr("flows.collect.collect", collect.fn)
 
