@@ -90,7 +90,7 @@ def calibrate(
     from flows.calibrate import calibrate as flow
     from flows.screen import prepare
 
-    chosen = prepare(definition, key)
+    chosen = prepare(definition, key, to_calibrate=True)
     try:
         ready()
         made = flow(

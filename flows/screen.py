@@ -28,7 +28,7 @@ from db.store import (
 )
 from flows.audit import alarm_of
 from flows.budget import Budgets, check_prices
-from flows.calibration import require_calibration
+from flows.calibration import check_calibration, require_calibration
 from flows.ingest import in_words, ingest, require_candidates
 from flows.judging import TierWork, tell
 from flows.moving import standing
@@ -169,13 +169,13 @@ def _by_tokens(definition: Screen, position: int, price: Price | None) -> bool:
     return isinstance(tier, RemoteTier) and any(each.tokens for each in budgets)
 
 
-def prepare(definition: Screen, key: str | None) -> str:
+def prepare(definition: Screen, key: str | None, *, to_calibrate: bool = False) -> str:
     """Check what can be checked before anything is done, and open the run; return its key.
 
     Raises:
         DatabaseError: the database cannot be used.
         ScreenError: the candidates' files are not there, or hold no candidate.
-        TierError: a model, a key or a price is not there.
+        TierError: a model, a key or a price is not there, or a promise is not calibrated.
     """
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
     check_prices(definition)
@@ -186,7 +186,10 @@ def prepare(definition: Screen, key: str | None) -> str:
         inspect(job_of(definition, position), "")
     engine = open_engine(url)
     try:
-        return open_run(Store(engine), definition, key).key
+        store = Store(engine)
+        if not to_calibrate:
+            check_calibration(store, definition, key)
+        return open_run(store, definition, key).key
     finally:
         engine.dispose()
 
