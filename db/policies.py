@@ -93,13 +93,13 @@ _WENT = text("""
 """)
 # The newest run of the same definition whose thresholds were calibrated.
 _CALIBRATED = text("""
-    SELECT other.id
+    SELECT run.id
     FROM run
-    JOIN run AS other ON other.screen = run.screen AND other.config_hash = run.config_hash
-    JOIN run_tier ON run_tier.run_id = other.id
+    JOIN run_tier ON run_tier.run_id = run.id
     JOIN policy ON policy.id = run_tier.policy_id
-    WHERE run.id = :run_id AND other.id <> run.id AND policy.certificate IS NOT NULL
-    ORDER BY other.id DESC
+    WHERE run.screen = :screen AND run.config_hash = :config_hash AND run.id <> :run_id
+      AND policy.certificate IS NOT NULL
+    ORDER BY run.id DESC
     LIMIT 1
 """)
 
@@ -232,6 +232,11 @@ class Policies:
             came, went = (connection.scalar(query, parameters) or 0 for query in (_CAME, _WENT))
             return came, went
 
+    def may_inherit(self, screen: str, config_hash: str, promise: Mapping[str, Any]) -> bool:
+        """Whether a new run of this definition finds a certificate that says so."""
+        with transaction(self._engine, writes=False) as connection:
+            return _calibrated(connection, screen, config_hash, promise) is not None
+
     def inherit(self, run_id: int, promise: Mapping[str, Any]) -> bool:
         """Take over the thresholds of the newest calibrated run of this definition and its judges.
 
@@ -243,11 +248,9 @@ class Policies:
             Whether there is one, its certificate says so, and the judges are the same.
         """
         with transaction(self._engine, writes=True) as connection:
-            other = connection.scalar(_CALIBRATED, {"run_id": run_id})
+            run = runs.get(connection, run_id)
+            other = _calibrated(connection, run["screen"], run["config_hash"], promise, run_id)
             if other is None:
-                return False
-            certificate = json.loads(connection.scalar(_CERTIFICATE, {"run_id": other}) or "{}")
-            if any(certificate.get(name) != value for name, value in promise.items()):
                 return False
             theirs, ours = _tiers(connection, other), _tiers(connection, run_id)
             if [tier.judge_id for tier in theirs] != [tier.judge_id for tier in ours]:
@@ -255,6 +258,21 @@ class Policies:
             for tier in theirs:
                 _set(connection, run_id, tier.position, tier.policy_id)
             return True
+
+
+def _calibrated(
+    connection: Connection,
+    screen: str,
+    config_hash: str,
+    promise: Mapping[str, Any],
+    run_id: int = 0,
+) -> int | None:
+    """The newest calibrated run of a definition, but this one; None where it promises otherwise."""
+    parameters = {"screen": screen, "config_hash": config_hash, "run_id": run_id}
+    found = connection.scalar(_CALIBRATED, parameters)
+    certificate = json.loads(connection.scalar(_CERTIFICATE, {"run_id": found}) or "{}")
+    kept = all(certificate.get(name) == value for name, value in promise.items())
+    return None if found is None or not kept else int(found)
 
 
 def _current(connection: Connection, run_id: int, position: int) -> dict[str, Any]:

@@ -117,6 +117,12 @@ class Store:
                 run_id = found["id"]
             return runs.as_run(runs.get(connection, run_id))
 
+    def to_resume(self, screen: str, config_hash: str, key: str | None = None) -> Run | None:
+        """The run that `open_run` would find; None where it would begin one."""
+        with self._reading() as connection:
+            found = runs.to_resume(connection, screen, config_hash, key)
+            return None if found is None else runs.as_run(found)
+
     def resume(self, run_id: int, config: dict[str, Any]) -> None:
         """Say that the run is worked on again, and by which settings; its lock is held."""
         with self._writing() as connection:

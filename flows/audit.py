@@ -12,7 +12,7 @@ PROOF = 1e300
 
 
 def audit_of(store: Store, run: Run) -> dict[str, Any] | None:
-    """What the run's audit found; None where its screen has none.
+    """What the run's audit found; None where its screen has none, or the run has nobody.
 
     `recall` is (low, high) at the promise's confidence, and None until all have answered.
     `evidence` against the promise is None where thresholds are not certified, or until then.
@@ -21,6 +21,8 @@ def audit_of(store: Store, run: Run) -> dict[str, Any] | None:
     if section is None:
         return None
     mine = store.audits.counts([run.id])[run.id]
+    if not mine:
+        return None
     names = [tier["name"] for tier in run.config["tiers"]]
     series = audits_of_promise(store, run)
     audit = _whole(mine)
@@ -86,8 +88,10 @@ def alarm_of(store: Store, run: Run) -> str | None:
     evidence = max(one["evidence"] for one in audits_of_promise(store, run))
     return (
         f"recall >= {found['target']:g} is in doubt: the audits of {found['runs']:,} runs weigh "
-        f"{_weight(evidence)} against it, and {found['alarm_at']:g} is the alarm; candidates are "
-        "no longer those that were calibrated on, so calibrate again: tamis calibrate FILE"
+        f"{_weight(evidence)} against it, and {found['alarm_at']:g} is the alarm; either "
+        "candidates are no longer like those that were calibrated on, or the calibration was one "
+        f"of those that miss its target without any change (up to {1 / found['alarm_at']:.2g} of "
+        "them do): calibrate again: tamis calibrate FILE"
     )
 
 
@@ -102,6 +106,8 @@ def in_words(found: dict[str, Any]) -> str:
     """An audit in one sentence."""
     if found["recall"] is None:
         return f"audit: {found['waiting']:,} answers are awaited"
+    if not found["rejects"]:
+        return "audit: nobody was rejected, so nobody was asked about"
     asked = (
         f"audit: {found['audited']:,} of {found['rejects']:,} rejects were asked about all the "
         f"same, {found['found']:,} found"

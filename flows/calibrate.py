@@ -68,7 +68,7 @@ def calibrate(
         TierError: a tier could not go on; what was judged is kept.
     """
     guarantee_of(definition)
-    key = prepare(definition, key) if key is None else key
+    key = prepare(definition, key, to_calibrate=True) if key is None else key
     name = f"{definition.screen} {key}"
     told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
     with (

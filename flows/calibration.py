@@ -177,8 +177,34 @@ def require_calibration(store: Store, run: Run, definition: Screen) -> None:
             promise.
     """
     section = definition.guarantee
+    if section is None or _has_thresholds(store, run, section):
+        return
+    if not store.policies.inherit(run.id, promise_of(section)):
+        raise _uncalibrated(definition, section, run)
+
+
+def check_calibration(store: Store, definition: Screen, key: str | None) -> None:
+    """As `require_calibration`, before the run is opened: nothing is taken over yet.
+
+    Raises:
+        TierError: likewise.
+    """
+    section = definition.guarantee
     if section is None:
         return
+    run = store.to_resume(definition.screen, definition.digest, key)
+    if run is not None and _has_thresholds(store, run, section):
+        return
+    if not store.policies.may_inherit(definition.screen, definition.digest, promise_of(section)):
+        raise _uncalibrated(definition, section, run)
+
+
+def _has_thresholds(store: Store, run: Run, section: GuaranteeSection) -> bool:
+    """Whether somebody has set the run's thresholds.
+
+    Raises:
+        TierError: they were calibrated for another promise.
+    """
     in_use = [version for version in store.policies.versions(run.id) if version.in_use]
     certificate = store.policies.certificate(run.id) or {}
     if any(version.certified for version in in_use) and not _promises(certificate, section):
@@ -187,14 +213,17 @@ def require_calibration(store: Store, run: Run, definition: Screen) -> None:
             f"{words_of(promise_of(section))}; run 'tamis calibrate' again, or write the promise "
             "as it was"
         )
-    if any(version.author for version in in_use):
-        return
-    if store.policies.inherit(run.id, promise_of(section)):
-        return
-    raise TierError(
-        f"screen '{definition.screen}' promises {words_of(promise_of(section))}, but run "
-        f"'{run.key}' is not calibrated for that; run 'tamis calibrate' first, set thresholds "
-        f"with 'tamis decide {run.key}', or leave guarantee out"
+    return any(version.author for version in in_use)
+
+
+def _uncalibrated(definition: Screen, section: GuaranteeSection, run: Run | None) -> TierError:
+    who, or_set = "no run of it", ""
+    if run is not None:
+        who, or_set = f"run '{run.key}'", f"set thresholds with 'tamis decide {run.key}', "
+    is_not = "is" if run is None else "is not"
+    return TierError(
+        f"screen '{definition.screen}' promises {words_of(promise_of(section))}, but {who} "
+        f"{is_not} calibrated for that; run 'tamis calibrate' first, {or_set}or leave guarantee out"
     )
 
 

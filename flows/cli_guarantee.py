@@ -92,7 +92,7 @@ def calibrate(
     from flows.calibrate import calibrate as flow
     from flows.run.screening import prepare
 
-    chosen = prepare(definition, key)
+    chosen = prepare(definition, key, to_calibrate=True)
     try:
         ready()
         made = flow(

@@ -24,7 +24,12 @@ WORDS = {True: "yes", False: "no", None: "unknown"}
 COLUMNS = ("key", "text", "rubric", "label")
 READ = ("key", "rubric", "label")
 SEPARATORS = ",;\t"
-KEYS = "y yes, n no, u unknown, b back, q stop"
+KEYS = "y yes, n no, u unknown, b back, q stop, ? help"
+HELP = (
+    "Does the rubric fit the text above? y or yes, n or no. u or unknown: nobody can tell from the "
+    "text, so that it is promoted and left out of the promise. b or back: give the answer before "
+    "this one anew. q or quit: stop; what was told is kept"
+)
 
 
 def definition_of(run: Run) -> Screen:
@@ -146,7 +151,9 @@ def ask_in_turn(
         said = ask(f"{len(told):,} told, {total:,} left in this round ({KEYS})").strip().lower()
         if said in ("q", "quit"):
             break
-        if said in ("b", "back"):
+        if said == "?":
+            say(HELP)
+        elif said in ("b", "back"):
             queue = [told.pop(), *queue] if told else queue
         elif said in ANSWERS:
             answer = {text_id: ANSWERS[said]}

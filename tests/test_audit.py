@@ -9,11 +9,12 @@ import pytest
 from db.connect import transaction
 from db.store import Change, RunState
 from flows import overlap
-from flows.audit import audit_of, audits_of_promise
+from flows.audit import audit_of, audits_of_promise, in_words
 from flows.calibrate import calibrate
 from flows.judging import TierRun
 from flows.summary import summary
 from tiers.config import Screen, ScreenError, load_screen
+from tiers.types import TierError
 
 from .project import screened
 from .test_calibrate import COUNT, PROMISE, Killed, paid, positives, stored, write
@@ -99,7 +100,9 @@ def test_a_real_drift_is_told_and_nothing_else(folder: Path) -> None:
     finished = run_over(folder, definition, "thu", hidden=80)
     assert finished["state"] == RunState.ALARM
     assert "recall >= 0.9 is in doubt: the audits of 5 runs weigh" in finished["reason"]
-    assert "calibrate again" in finished["reason"]
+    assert "either candidates are no longer like" in finished["reason"]
+    assert "or the calibration was one of those that miss" in finished["reason"]
+    assert "(up to 0.1 of them do): calibrate again" in finished["reason"]
     # Good days do not take an alarm back; a calibration does, and its own run is a new one.
     assert run_over(folder, definition, "fri")["state"] == RunState.ALARM
     made = calibrate.fn(definition)
@@ -214,6 +217,17 @@ def audits_before(first: str, key: str) -> list[str]:
             for one in audits_of_promise(store, store.find_run(key))
             if one["run"] != first
         ]
+
+
+def test_an_audit_of_nobody_says_nothing(folder: Path) -> None:
+    definition = write(folder, AUDITED)
+    with pytest.raises(TierError, match="is not calibrated"):
+        screen.fn(definition)
+    with stored() as (store, run):
+        finished = summary(store, run)
+    assert finished["audit"] is None
+    nobody = {"recall": (1.0, 1.0), "rejects": 0, "audited": 0, "found": 0, "waiting": 0}
+    assert in_words(nobody) == "audit: nobody was rejected, so nobody was asked about"
 
 
 def test_an_audit_costs_what_it_asks_and_nothing_twice(folder: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 from sqlalchemy import text
 
 from db.engine import open_engine
-from db.store import Change, Label, LabelSource, Run, Store, rubric_digest
+from db.store import Change, Label, LabelSource, Run, Store, StoreError, rubric_digest
 from flows import judging
 from flows.calibrate import calibrate
 from flows.calibration import Calibration, disputes, not_covered, truth
 from flows.certificate import differences, markdown
 from flows.moving import as_certified, certified_now, standing
+from flows.run.screening import prepare
 from flows.settings import Settings
 from tiers.base import open_backend
 from tiers.config import Screen, load_screen
@@ -177,6 +178,24 @@ def test_a_promise_is_not_run_without_its_calibration(folder: Path) -> None:
     with pytest.raises(TierError, match=r"promises recall >= 0\.9 .* but run 'try-1' is not calib"):
         screened(definition)
     assert paid(folder, "small") == 0
+
+
+def test_a_promise_without_its_calibration_is_told_before_a_run_begins(folder: Path) -> None:
+    definition = write(folder)
+    with pytest.raises(TierError, match=r"promises recall >= 0\.9 .* but no run of it is calibr"):
+        prepare(definition, None)
+    with pytest.raises(StoreError, match="holds no run"), stored():
+        pass
+    made = calibrate.fn(definition, key=prepare(definition, None, to_calibrate=True))
+    assert prepare(definition, made["run"]) == made["run"]
+    assert prepare(definition, "later") == "later"
+    other = write(folder, PROMISE.replace("0.9,", "0.8,", 1))
+    with pytest.raises(
+        TierError, match=r"calibrated for recall >= 0\.9 .* promises recall >= 0\.8"
+    ):
+        prepare(other, made["run"])
+    with pytest.raises(TierError, match="run 'later' is not calibrated for that"):
+        prepare(other, "later")
 
 
 def test_thresholds_wait_for_approval_where_that_is_wanted(folder: Path) -> None:

@@ -220,6 +220,36 @@ def test_thresholds_are_those_of_the_policy() -> None:
     assert set(fate[result.promoted]) == {Outcome.PROMOTE, Outcome.REVIEW}
 
 
+@pytest.mark.parametrize(("kind", "target"), [("precision", 0.7), ("accuracy", 0.85)])
+def test_whom_a_tier_cannot_read_no_later_tier_decides(kind: str, target: float) -> None:
+    scores, positive = population(3000, 0.3, 3)
+    holes = np.flatnonzero(np.arange(len(scores)) % 10 == 0)
+    scores[holes[::2], 0] = np.nan
+    scores[holes[1::2], 1] = np.nan
+    result = calibrate(
+        scores,
+        lambda ids: positive[ids],
+        kind=kind,
+        target=target,
+        delta=0.2,
+        budget=900,
+        seed=4,
+    )
+    assert result.status is Status.CERTIFIED
+    fate = np.full(len(scores), Outcome.PROMOTE, object)
+    for tier, threshold in enumerate(result.thresholds):
+        if threshold == Thresholds():
+            continue
+        policy = Policy(reject_below=threshold.reject_below, accept_above=threshold.accept_above)
+        here = np.flatnonzero(fate == Outcome.PROMOTE)
+        fate[here] = outcomes(scores[here, tier].tolist(), [""] * len(here), policy, last=False)
+    unseen = result.by_proxy
+    assert unseen.sum() > 100
+    assert not unseen[holes[::2]].any(), "the first tier could not read them"
+    assert (fate[unseen & result.accepted] == Outcome.ACCEPT).all()
+    assert (fate[unseen & ~result.accepted] == Outcome.REJECT).all()
+
+
 def test_a_score_that_is_missing_after_a_rejection_changes_nothing() -> None:
     scores, positive = population(4000, 0.1, 3)
     ask = {"kind": "recall", "target": 0.8, "delta": 0.2, "budget": 1500, "seed": 6}

@@ -20,8 +20,11 @@ def test_from_a_promise_to_a_moved_threshold(project: Project) -> None:
     write(project.folder)
     database = ("--database", project.database)
     code, _, err = project.tamis("run", "screen.yaml", *database)
-    assert code == 3
-    assert "is not calibrated for that; run 'tamis calibrate' first" in err
+    assert code == 2
+    assert "no run of it is calibrated for that; run 'tamis calibrate' first" in err
+    assert "audit" not in err
+    code, out, _ = project.tamis("status", "--json", *database)
+    assert json.loads(out) == []
 
     process = project.start("calibrate", "screen.yaml", *database)
     while process.poll() is None and paid(project.folder, "large") < 20:

@@ -15,7 +15,7 @@ from flows import cli_guarantee
 from flows.calibrate import calibrate
 from flows.calibration import Calibration
 from flows.cli_guarantee import decide, export_labels, reliability
-from flows.labelling import COLUMNS, agreement, ask_in_turn, sheet, take_in
+from flows.labelling import COLUMNS, HELP, agreement, ask_in_turn, sheet, take_in
 from flows.moving import certified_now, change_of, consequences
 from flows.reliability import bars, reliability_of, svg
 from flows.settings import Settings
@@ -241,13 +241,15 @@ def test_who_went_back_to_a_version_and_why_is_kept(folder: Path, commands, caps
 
 
 def test_labels_are_asked_one_by_one_with_a_way_back(asked: Path) -> None:
-    script = iter(["y", "nonsense", "n", "b", "u", "q"])
+    script = iter(["y", "?", "nonsense", "", "2", "n", "b", "u", "q"])
     said: list[str] = []
     with stored() as (store, run):
         wanted = len(Calibration(store, run, write(asked, BY_PEOPLE)).missing())
         assert ask_in_turn(store, run, "ada", lambda _: next(script), said.append) == 2
         assert sorted(told(store)["ada"], key=str) == [None, True]
-        assert any("'nonsense' is no answer" in one for one in said)
+        for typed in ("nonsense", "", "2"):
+            assert any(f"'{typed}' is no answer" in one for one in said)
+        assert HELP in said
         prompts: list[str] = []
 
         def stop(prompt: str) -> str:

@@ -272,6 +272,21 @@ def test_a_limit_reads_a_part_and_the_same_run_goes_on_with_the_rest(project: Pr
     assert rescore["promoted"] == 200  # of all, not of each part
 
 
+def test_an_input_that_shrank_or_is_empty_is_refused_with_code_2(project: Project) -> None:
+    project.write(tier("only", "accept_above: 0.5"), count=9)
+    assert project.run("--key", "one")[0] == 0
+    file = project.folder / "in.jsonl"
+    first = file.read_text().splitlines(keepends=True)[0]
+    for content, why in (("", "holds no candidate"), (first, "lacks 8 of the run's 9 candidates")):
+        file.write_text(content)
+        code, _, err = project.run("--key", "one")
+        assert (code, why in err, "Traceback" in err) == (2, True, False), err
+        assert len(project.results("one")) == 9
+    code, summary, err = project.run("--key", "one", "--allow-shrink")
+    assert (code, summary["candidates"], summary["state"]) == (0, 1, "done"), err
+    assert "8 candidates left the run" in err
+
+
 def children(pid: int) -> set[int]:
     listed = subprocess.run(
         ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True

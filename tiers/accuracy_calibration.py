@@ -41,10 +41,14 @@ def calibrate_accuracy(scores: Floats, guarantee: Guarantee, sample: Sample) -> 
 
 
 def confidence_ranks(scores: Floats) -> Ids:
-    """(n, tiers) how many candidates are at least as confident in that tier; n + 1 for NaN."""
+    """(n, tiers) how many candidates are at least as confident in that tier.
+
+    n + 1 from the first tier on that gave no score (NaN): it sends the candidate to a person.
+    """
     ranks = np.full(scores.shape, len(scores) + 1)
+    unread = np.maximum.accumulate(np.isnan(scores), axis=1)
     for tier in range(scores.shape[1]):
-        read = ~np.isnan(scores[:, tier])
+        read = ~unread[:, tier]
         confidence = np.maximum(scores[read, tier], 1 - scores[read, tier])
         rising = np.sort(confidence)
         ranks[read, tier] = len(rising) - np.searchsorted(rising, confidence, side="left")

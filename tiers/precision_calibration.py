@@ -150,8 +150,10 @@ def tier_levels(scores: Floats, sample: Sample) -> tuple[Floats, Floats]:
         labelled = sample.positive | sample.negative
         for tier in range(scores.shape[1]):
             tiers[:, tier] = platt(scores[:, tier], labelled, sample.positive)
-    # A threshold of the policy lies at or above 0, so that nothing can be accepted for a 0.
-    tiers = np.where(np.isnan(scores) | (scores == 0), -np.inf, tiers)
+    # A threshold of the policy lies at or above 0, so that nothing can be accepted for a 0. Whom a
+    # tier could not read it sends to a person, so that no later tier sees them.
+    unread = np.maximum.accumulate(np.isnan(scores), axis=1)
+    tiers = np.where(unread | (scores == 0), -np.inf, tiers)
     best: Floats = tiers.max(axis=1)
     return best, tiers
 

@@ -6,7 +6,7 @@ Resume is a query: what has no judgement is judged, whoever stopped before and h
 from db.engine import check_ready, open_engine
 from db.store import Run, Store
 from flows.budget import Budgets, check_prices
-from flows.calibration import require_calibration
+from flows.calibration import check_calibration, require_calibration
 from flows.ingest import check_columns, in_words, ingest, require_candidates
 from flows.judging import TierWork, tell
 from flows.moving import standing
@@ -25,13 +25,13 @@ ROUNDS = 4
 """How often a budget that left something over is spent on more candidates."""
 
 
-def prepare(definition: Screen, key: str | None) -> str:
+def prepare(definition: Screen, key: str | None, *, to_calibrate: bool = False) -> str:
     """Check what can be checked before anything is done, and find or add the run; its key.
 
     Raises:
         DatabaseError: the database cannot be used.
         ScreenError: the candidates' files are not there, lack a column or hold no candidate.
-        TierError: a model, a key or a price is not there.
+        TierError: a model, a key or a price is not there, or a promise is not calibrated.
     """
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
     check_prices(definition)
@@ -43,7 +43,10 @@ def prepare(definition: Screen, key: str | None) -> str:
         inspect(job_of(definition, position), "")
     engine = open_engine(url)
     try:
-        return open_run(Store(engine), definition, key).key
+        store = Store(engine)
+        if not to_calibrate:
+            check_calibration(store, definition, key)
+        return open_run(store, definition, key).key
     finally:
         engine.dispose()
 
