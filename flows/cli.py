@@ -1,7 +1,6 @@
 """The command line. Prefect and engines are imported inside commands, so that help is quick."""
 
 import csv
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 from rich.table import Table
 
@@ -26,13 +24,16 @@ from flows.console import (
     File,
     err,
     fail,
+    number,
     open_store,
     out,
+    print_json,
     print_rows,
+    visible,
 )
 from flows.server import ServerError, ensure_server, prefect_home
 from flows.settings import Settings
-from flows.writing import Format, format_of, write_results
+from flows.writing import Format, format_of, results_of, write_results
 from tiers.config import Screen, ScreenError, load_screen
 from tiers.types import Outcome, TierError
 
@@ -80,7 +81,7 @@ def run(
 
     finished = screen_once(load_screen(file), database, key=key, limit=limit)
     if as_json:
-        print(orjson.dumps(finished).decode(), flush=True)
+        print_json(finished)
     else:
         show(finished, out)
         _next_steps(finished["run"])
@@ -132,7 +133,7 @@ def check(file: File, as_json: AsJson = False) -> None:
 
     inspection = inspect_screen(load_screen(file))
     if as_json:
-        print(orjson.dumps(inspection).decode())
+        print_json(inspection)
     else:
         show_inspection(inspection, out)
     raise typer.Exit(USAGE if inspection["problems"] else DONE)
@@ -154,7 +155,7 @@ def status(
 
     finished = summary(store, store.find_run(run_key))
     if as_json:
-        print(orjson.dumps(finished).decode())
+        print_json(finished)
     else:
         show(finished, out)
 
@@ -165,18 +166,35 @@ def results(
     database: Database = None,
     verdict: Verdict = None,
     output: Annotated[Path | None, typer.Option(help="A file; default: stdout.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Only these columns of the input: name,title.")
+    ] = None,
+    no_fields: Annotated[bool, typer.Option("--no-fields", help="No column of the input.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many lines.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="CSV: leave what spreadsheets take for formulas.")
+    ] = False,
     as_json: AsJson = False,
     format_: Annotated[
         Format | None, typer.Option("--format", help="Default: as the file.")
     ] = None,
 ) -> None:
-    """Write a line a candidate: key, verdict, tier, score, then each tier's score and reading."""
-    store = open_store(database)
-    rows = store.results(store.find_run(run_key).id, verdict=verdict)
+    """Write a line a candidate: key, verdict, tier, score, why, each tier's answer, the input."""
+    chosen = format_ or (Format.JSONL if as_json else format_of(output))
     if output is not None and not output.parent.is_dir():
         fail(f"the folder {output.parent} does not exist; make it, or give another --output")
-    chosen = format_ or (Format.JSONL if as_json else format_of(output))
-    write_results(rows, output, chosen)
+    if no_fields and columns is not None:
+        fail("--no-fields and --columns contradict each other; leave one of them out")
+    wanted = None if columns is None else [each.strip() for each in columns.split(",")]
+    store = open_store(database)
+    rows = results_of(
+        store,
+        store.find_run(run_key),
+        verdict=verdict,
+        limit=limit,
+        columns=[] if no_fields else wanted,
+    )
+    write_results(rows, output, chosen, raw=raw)
 
 
 @app.command(epilog="Example: `tamis explain monday A0000017`")
@@ -190,7 +208,7 @@ def explain(
     store = open_store(database)
     found = store.explain(store.find_run(run_key).id, key)
     if as_json:
-        print(json.dumps(_plain(found), default=str, ensure_ascii=False))
+        print_json(_plain(found))
     else:
         _show_explanation(found)
 
@@ -387,10 +405,10 @@ def _show_explanation(found: Explanation) -> None:
     for name in ("tier", "score", "reading", "outcome", "why"):
         table.add_column(name, justify="right" if name == "score" else "left")
     for detail in found.judgements:
-        score = "" if detail.score is None else f"{detail.score:.4f}"
+        score = "" if detail.score is None else number(detail.score)
         why = detail.error or _because(detail)
         outcome = str(detail.outcome or "pending")
-        table.add_row(detail.tier, score, detail.reading or "", outcome, why)
+        table.add_row(detail.tier, score, visible(detail.reading or ""), outcome, visible(why))
     out.print(table)
     if found.audited is not None:
         out.print(f"rejected by tier '{found.audited}'; an audit had the last tier asked as well")

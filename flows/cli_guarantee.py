@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
-import orjson
 import typer
 
 from db.store import Run, Store
@@ -22,10 +21,13 @@ from flows.console import (
     fail,
     open_store,
     out,
+    print_json,
     print_rows,
+    visible,
 )
 from flows.server import ensure_server
 from flows.settings import Settings
+from flows.writing import defused
 from tiers.config import load_screen
 from tiers.types import TierError
 
@@ -107,7 +109,7 @@ def calibrate(
         err.print("\nstopped; what was judged and labelled is kept. Go on with the same command")
         raise typer.Exit(130) from None
     if as_json:
-        print(orjson.dumps(made).decode(), flush=True)
+        print_json(made)
     else:
         out.print(f"run {made['run']}: {made['message']}")
         if made["status"] == "certified":
@@ -141,7 +143,7 @@ def certificate(
     audits = audits_of_promise(store, run)
     if as_json:
         checked = {"differences": wrong} if check else {}
-        print(orjson.dumps({**found, "audits": audits, **checked}).decode())
+        print_json({**found, "audits": audits, **checked})
     else:
         out.print(markdown(found))
         if audits:
@@ -170,7 +172,7 @@ def what_if(
         fail("name the tier; write --tier NAME")
     found = consequences(store, run, *change_of(store, run, tier, reject_below, accept_above))
     if as_json:
-        print(orjson.dumps(found).decode())
+        print_json(found)
     else:
         _show_consequences(found)
 
@@ -216,7 +218,7 @@ def decide(
         store.redecide(run.id, position)
     finished = summary(store, run)
     if as_json:
-        print(orjson.dumps(finished).decode())
+        print_json(finished)
     else:
         show(finished, out)
         if finished["pending"]:
@@ -247,7 +249,7 @@ def reliability(
         except OSError as error:
             _unwritable(plot, error)
     if as_json:
-        print(orjson.dumps(found).decode())
+        print_json(found)
         return
     for one in found:
         maps = ", ".join(
@@ -343,7 +345,7 @@ def label_agreement(
     store, run = _found(database, run_key)
     found = agreement(store, run)
     if as_json:
-        print(orjson.dumps(found).decode())
+        print_json(found)
         return
     print_rows(found["pairs"], False, empty="no two people have labelled the same candidate")
     print_rows(_even(found["disputes"]), False, empty="no disputes")
@@ -364,9 +366,10 @@ def _found(database: str | None, run_key: str | None) -> tuple[Store, Run]:
 def _write_sheet(stream: TextIO, rows: list[dict[str, str]]) -> None:
     from flows.labelling import COLUMNS
 
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    shown = visible if stream.isatty() else str
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([shown(defused(row[name])) for name in COLUMNS] for row in rows)
 
 
 def _unwritable(path: Path, error: OSError) -> NoReturn:

@@ -11,6 +11,7 @@ from prefect.context import FlowRunContext
 
 from db.store import Run, Store, TierState
 from flows.budget import Budgets, Gate
+from flows.console import visible
 from flows.progress import Display, Step
 from flows.report import ProgressArtifact
 from tiers.base import Interruptible, Job, Tier, open_tier
@@ -32,7 +33,7 @@ def tell(text: str, shown: Display) -> None:
     """Say something in the terminal and in the flow run's log."""
     shown.say(text)
     if FlowRunContext.get() is not None:
-        get_run_logger().info(text)
+        get_run_logger().info(visible(text))
 
 
 @dataclass(frozen=True)
