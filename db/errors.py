@@ -41,6 +41,14 @@ class DatabaseError(StoreError):
     """The database itself is the trouble: unreachable, full, read-only, or at another revision."""
 
 
+class WrongUrl(DatabaseError):
+    """It names no database that could be used."""
+
+
+class RunHeld(StoreError):
+    """Another process works on the run."""
+
+
 def shown(url: URL) -> str:
     """The URL as messages may print it: without its password."""
     return url.render_as_string(hide_password=True)

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
+from shutil import copytree
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from db.errors import DatabaseError, RunHeld, WrongUrl
 from db.store import Batch, Explanation, JudgementDetail, RunStatus, StoreError
 from flows.cli_guarantee import add_guarantee_commands
 from flows.console import (
+    BUSY,
     DONE,
     UNFINISHED,
     UNKEPT,
@@ -62,7 +65,8 @@ def main() -> None:
     try:
         app()
     except (ScreenError, ServerError, StoreError, TierError) as error:
-        fail(str(error))
+        busy = isinstance(error, DatabaseError | RunHeld) and not isinstance(error, WrongUrl)
+        fail(str(error), BUSY if busy else USAGE)
 
 
 @app.command(epilog="Example: `tamis run screen.yaml --key monday`")
@@ -107,23 +111,23 @@ def init(
     """Write a commented screen file and sample data to start from."""
     from demo.records import applicants
 
-    target, data = folder / "screen.yaml", folder / "applicants.csv"
-    for path in (target, data):
+    target, data, models = folder / "screen.yaml", folder / "applicants.csv", folder / "models"
+    for path in (target, data, models):
         if path.exists():
             fail(f"{path} exists already; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     package = Path(str(files("demo")))
     screen = (package / "screen.yaml").read_text("utf-8")
-    screen = screen.replace("models/", f"{package}/models/").replace(
-        "data/applicants.jsonl", data.name
-    )
-    target.write_text(screen, "utf-8")
+    target.write_text(screen.replace("data/applicants.jsonl", data.name), "utf-8")
+    copytree(package / "models", models)  # so that the folder is whole wherever it is taken
     with data.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["applicant_id", "name", "title", "resume"])
         for one in applicants(200, 1):
             writer.writerow([one.applicant_id, one.name, one.title, one.resume])
-    out.print(f"wrote {target} and {data}\nnext: tamis check {target}; then tamis run {target}")
+    out.print(
+        f"wrote {target}, {data} and {models}\nnext: tamis check {target}; then tamis run {target}"
+    )
 
 
 @app.command(epilog="Example: `tamis check screen.yaml`")

@@ -14,7 +14,7 @@ from rich.table import Table
 from db.store import Store
 from flows.settings import Settings
 
-DONE, USAGE, UNFINISHED, UNKEPT = 0, 2, 3, 4
+DONE, USAGE, UNFINISHED, UNKEPT, BUSY = 0, 2, 3, 4, 5
 
 Database = Annotated[
     str | None,
@@ -76,10 +76,10 @@ def open_store(database: str | None) -> Store:
     return Store(open_engine(url))
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, code: int = USAGE) -> NoReturn:
     """End the command with a message."""
     err.print(message, style="red")
-    raise SystemExit(USAGE)
+    raise SystemExit(code)
 
 
 def json_text(value: Any) -> str:
