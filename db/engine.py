@@ -1,7 +1,9 @@
 """Opening the database, and bringing its schema to the revision that this code expects."""
 
+import os
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 import migrations
-from db.errors import DatabaseError, EmptyDatabase, explained, shown
+from db.errors import DatabaseError, EmptyDatabase, WrongUrl, explained, shown
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -48,10 +50,12 @@ def open_engine(url: str) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, pool_pre_ping=True)
     if not parsed.database or parsed.database == ":memory:":
-        raise DatabaseError("an in-memory database remembers nothing; write sqlite:///tamis.db")
+        raise WrongUrl("an in-memory database remembers nothing; write sqlite:///tamis.db")
     if not parsed.query:
         _make_folder(Path(parsed.database).parent)
     engine = create_engine(parsed)
+    if not parsed.query:
+        _keep_private(engine, Path(parsed.database))
     _prepare_sqlite(engine, *_PRAGMAS, *_WRITER_PRAGMAS)
     event.listen(engine, "connect", _use_wal)
     return engine
@@ -196,7 +200,7 @@ def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise DatabaseError(
+        raise WrongUrl(
             "the database URL cannot be read; "
             "write sqlite:///tamis.db or postgresql://user:password@host/name"
         ) from error
@@ -206,18 +210,27 @@ def _parsed(url: str) -> URL:
         case "postgres" | "postgresql":
             return parsed.set(drivername="postgresql+psycopg")
         case other:
-            raise DatabaseError(
+            raise WrongUrl(
                 f"database '{other}' is not supported; write a URL of sqlite or postgresql"
             )
 
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DatabaseError(
             f"the database's folder {folder} cannot be made: {error.strerror}; give another path"
         ) from error
+
+
+def _keep_private(engine: Engine, path: Path) -> None:
+    """Make a new file for its owner alone; SQLite gives the files beside it the same rights."""
+
+    @event.listens_for(engine, "do_connect")
+    def make(*_: object) -> None:
+        with suppress(OSError):  # it is there, or SQLite tells why it cannot be
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _use_wal(connection: Any, _record: object) -> None:

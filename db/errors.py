@@ -45,8 +45,16 @@ class DatabaseError(StoreError):
     """The database itself is the trouble: unreachable, full, read-only, or at another revision."""
 
 
-class EmptyDatabase(DatabaseError):
+class WrongUrl(DatabaseError):
+    """It names no database that could be used."""
+
+
+class EmptyDatabase(WrongUrl):
     """There is no database, or nothing of ours in it: most often the wrong folder or URL."""
+
+
+class RunHeld(StoreError):
+    """Another process works on the run."""
 
 
 def shown(url: URL) -> str:

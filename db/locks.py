@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, or_, update
 
 from db import runs
-from db.errors import StoreError
+from db.errors import RunHeld, StoreError
 from db.models import RunRow
 
 
@@ -14,14 +14,14 @@ def lock(connection: Connection, run_id: int, owner: str, seconds: float) -> Non
     """Take the lock, if it is free or this owner's.
 
     Raises:
-        StoreError: somebody else holds it.
+        RunHeld: somebody else holds it.
     """
     now = runs.now()
     free = or_(RunRow.lock_owner.is_(None), RunRow.lock_owner == owner, RunRow.lock_until <= now)
     if _hold(connection, run_id, owner, now + timedelta(seconds=seconds), free):
         return
     holder = runs.get(connection, run_id)
-    raise StoreError(
+    raise RunHeld(
         f"run '{holder['key']}' is being worked on by {_process(holder['lock_owner'])} until "
         f"{holder['lock_until']:%Y-%m-%d %H:%M:%S} UTC at least; wait for it, or end that "
         "process and try again after that time"

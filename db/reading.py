@@ -47,6 +47,23 @@ _ONE_RESULT = text(f"{RESULT} {_ONE_CANDIDATE}")
 _ONE_DETAIL = text(f"{JUDGEMENT_DETAIL} {_ONE_CANDIDATE} ORDER BY run_tier.position").columns(
     judged_at=UtcDateTime(), reused=Boolean()
 )
+_FIRST_FIELDS = text("""
+    SELECT fields FROM candidate_fields
+    WHERE candidate_id = (SELECT MIN(candidate_id) FROM verdict WHERE run_id = :run_id)
+""")
+_NAMED = (
+    "FROM verdict JOIN candidate_fields ON candidate_fields.candidate_id = verdict.candidate_id"
+)
+_FIELD_NAMES = {
+    "sqlite": text(f"""
+        SELECT DISTINCT field.key {_NAMED} CROSS JOIN json_each(candidate_fields.fields) AS field
+        WHERE verdict.run_id = :run_id
+    """),
+    "postgresql": text(f"""
+        SELECT DISTINCT json_object_keys(candidate_fields.fields::json) {_NAMED}
+        WHERE verdict.run_id = :run_id
+    """),
+}
 _AUDITED = text("""
     SELECT run_tier.name
     FROM audit
@@ -67,7 +84,9 @@ def costs(connection: Connection, run_id: int) -> list[Cost]:
     return [Cost(*row) for row in connection.execute(_COSTS, {"run_id": run_id})]
 
 
-def results(connection: Connection, run_id: int, verdict: str | None) -> Iterator[dict[str, Any]]:
+def results(
+    connection: Connection, run_id: int, verdict: str | None, limit: int | None, *, fields: bool
+) -> Iterator[dict[str, Any]]:
     """One dictionary a candidate, by rising key, fetched a thousand at a time."""
     if verdict is not None and verdict not in _VERDICTS:
         raise StoreError(f"no verdict '{verdict}'; write one of: {', '.join(_VERDICTS)}")
@@ -78,17 +97,27 @@ def results(connection: Connection, run_id: int, verdict: str | None) -> Iterato
     ).all()
     names = [f"{tier}_{column}" for tier, _ in tiers for column in ("score", "reading")]
     streaming = connection.execution_options(stream_results=True, yield_per=1000)
-    query = _results_query([judge for _, judge in tiers], verdict)
+    query = _results_query([judge for _, judge in tiers], verdict, limit, fields=fields)
     # A caller may stop half-way: the server's cursor must be closed before its transaction.
     with streaming.execute(query, {"run_id": run_id}) as rows:
-        for key, outcome, position, *answers in rows:
+        for key, outcome, position, why, record, *answers in rows:
             yield {
                 "key": key,
                 "verdict": outcome,
                 "tier": tiers[position].name,
                 "score": answers[2 * position],
+                "why": why,
                 **dict(zip(names, answers, strict=True)),
+                **({"fields": json.loads(record)} if fields else {}),
             }
+
+
+def field_names(connection: Connection, run_id: int) -> list[str]:
+    """The columns of the run's input: the first candidate's in their order, then all others."""
+    parameters = {"run_id": run_id}
+    first = json.loads(connection.scalar(_FIRST_FIELDS, parameters) or "{}")
+    query = _FIELD_NAMES[connection.dialect.name]
+    return list(dict.fromkeys([*first, *sorted(connection.execute(query, parameters).scalars())]))
 
 
 def explain(connection: Connection, run_id: int, key: str) -> Explanation:
@@ -115,8 +144,10 @@ def explain(connection: Connection, run_id: int, key: str) -> Explanation:
     )
 
 
-def _results_query(judges: Sequence[int | None], verdict: str | None) -> TextClause:
-    """Key, verdict, position, then score and reading of each tier that the candidate reached."""
+def _results_query(
+    judges: Sequence[int | None], verdict: str | None, limit: int | None, *, fields: bool
+) -> TextClause:
+    """Key, verdict, position, why, fields; score and reading of each tier that was reached."""
     columns = "".join(f", judgement_{i}.score, judgement_{i}.reading" for i in range(len(judges)))
     joins = "".join(
         f"""
@@ -126,9 +157,12 @@ def _results_query(judges: Sequence[int | None], verdict: str | None) -> TextCla
           AND verdict.position >= {i}"""
         for i, judge_id in enumerate(judges)
     )
+    record = "candidate_fields.fields" if fields else "NULL"
+    if fields:
+        joins += "\n LEFT JOIN candidate_fields ON candidate_fields.candidate_id = candidate.id"
     # CROSS JOIN makes SQLite walk the index on keys: sorting would hold all rows in memory.
     return text(f"""
-        SELECT candidate.key, {_VERDICT}, verdict.position{columns}
+        SELECT candidate.key, {_VERDICT}, verdict.position, verdict.why, {record}{columns}
         FROM candidate
         CROSS JOIN verdict{joins}
         WHERE candidate.screen = (SELECT screen FROM run WHERE id = :run_id)
@@ -136,6 +170,7 @@ def _results_query(judges: Sequence[int | None], verdict: str | None) -> TextCla
           AND verdict.candidate_id = candidate.id
           AND {_VERDICTS[verdict] if verdict else "true"}
         ORDER BY candidate.key
+        {"" if limit is None else f"LIMIT {limit:d}"}
     """)  # noqa: S608 - judge ids and our own words
 
 

@@ -451,18 +451,33 @@ class Store:
         with self._reading() as connection:
             return reading.costs(connection, run_id)
 
-    def results(self, run_id: int, verdict: str | None = None) -> Iterator[dict[str, Any]]:
+    def results(
+        self,
+        run_id: int,
+        verdict: str | None = None,
+        *,
+        limit: int | None = None,
+        fields: bool = False,
+    ) -> Iterator[dict[str, Any]]:
         """Every candidate by rising key, read as it is used.
 
         Args:
             run_id: the run.
             verdict: accepted, rejected, review, failed or pending; None for all.
+            limit: only so many.
+            fields: with the record as it was read.
 
         Yields:
-            key, verdict, tier, score, and `<tier>_score` and `<tier>_reading` of each tier.
+            key, verdict, tier, score, why, `<tier>_score` and `<tier>_reading` of each tier, and
+            `fields` where they are asked for.
         """
         with self._reading() as connection:
-            yield from reading.results(connection, run_id, verdict)
+            yield from reading.results(connection, run_id, verdict, limit, fields=fields)
+
+    def field_names(self, run_id: int) -> list[str]:
+        """The columns of the run's input."""
+        with self._reading() as connection:
+            return reading.field_names(connection, run_id)
 
     def explain(self, run_id: int, key: str) -> Explanation:
         """Everything about one candidate of the run."""

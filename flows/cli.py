@@ -1,18 +1,18 @@
 """The command line. Prefect and engines are imported inside commands, so that help is quick."""
 
 import csv
-import json
 import os
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
+from shutil import copytree
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
 
 from flows.cli_guarantee import add_guarantee_commands
 from flows.console import (
+    BUSY,
     DONE,
     UNFINISHED,
     UNKEPT,
@@ -23,13 +23,16 @@ from flows.console import (
     File,
     err,
     fail,
+    number,
     open_store,
     out,
+    print_json,
     print_rows,
     same_database,
     settings,
+    visible,
 )
-from flows.writing import Format, format_of, write_results
+from flows.writing import Format, format_of, results_of, write_results
 
 if TYPE_CHECKING:
     from db.store import Batch, Explanation, JudgementDetail, RunStatus
@@ -60,18 +63,22 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if isinstance(error, _expected_faults()):
-            fail(str(error))
-        raise
+        code = _code_of(error)
+        if code is None:
+            raise
+        fail(str(error), code)
 
 
-def _expected_faults() -> tuple[type[Exception], ...]:
-    from db.errors import StoreError
+def _code_of(error: Exception) -> int | None:
+    """The exit code of a fault that is expected; None for one of our own."""
+    from db.errors import DatabaseError, RunHeld, StoreError, WrongUrl
     from flows.server import ServerError
     from tiers.config import ScreenError
     from tiers.types import TierError
 
-    return (ScreenError, ServerError, StoreError, TierError)
+    if isinstance(error, DatabaseError | RunHeld) and not isinstance(error, WrongUrl):
+        return BUSY
+    return USAGE if isinstance(error, ScreenError | ServerError | StoreError | TierError) else None
 
 
 @app.command(epilog="Example: `tamis run screen.yaml --key monday`")
@@ -94,7 +101,7 @@ def run(
         load_screen(file), database, key=key, limit=limit, allow_shrink=allow_shrink
     )
     if as_json:
-        print(orjson.dumps(finished).decode(), flush=True)
+        print_json(finished)
     else:
         show(finished, out)
         _next_steps(finished["run"], same_database(database))
@@ -120,23 +127,23 @@ def init(
     """Write a commented screen file and sample data to start from."""
     from demo.records import applicants
 
-    target, data = folder / "screen.yaml", folder / "applicants.csv"
-    for path in (target, data):
+    target, data, models = folder / "screen.yaml", folder / "applicants.csv", folder / "models"
+    for path in (target, data, models):
         if path.exists():
             fail(f"{path} exists already; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     package = Path(str(files("demo")))
     screen = (package / "screen.yaml").read_text("utf-8")
-    screen = screen.replace("models/", f"{package}/models/").replace(
-        "data/applicants.jsonl", data.name
-    )
-    target.write_text(screen, "utf-8")
+    target.write_text(screen.replace("data/applicants.jsonl", data.name), "utf-8")
+    copytree(package / "models", models)  # so that the folder is whole wherever it is taken
     with data.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["applicant_id", "name", "title", "resume"])
         for one in applicants(200, 1):
             writer.writerow([one.applicant_id, one.name, one.title, one.resume])
-    out.print(f"wrote {target} and {data}\nnext: tamis check {target}; then tamis run {target}")
+    out.print(
+        f"wrote {target}, {data} and {models}\nnext: tamis check {target}; then tamis run {target}"
+    )
 
 
 @app.command(epilog="Example: `tamis check screen.yaml`")
@@ -147,7 +154,7 @@ def check(file: File, as_json: AsJson = False) -> None:
 
     inspection = inspect_screen(load_screen(file))
     if as_json:
-        print(orjson.dumps(inspection).decode())
+        print_json(inspection)
     else:
         show_inspection(inspection, out)
     raise typer.Exit(USAGE if inspection["problems"] else DONE)
@@ -177,7 +184,7 @@ def status(
 
     finished = summary(store, store.find_run(run_key))
     if as_json:
-        print(orjson.dumps(finished).decode())
+        print_json(finished)
     else:
         show(finished, out)
 
@@ -188,18 +195,35 @@ def results(
     database: Database = None,
     verdict: Verdict = None,
     output: Annotated[Path | None, typer.Option(help="A file; default: stdout.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Only these columns of the input: name,title.")
+    ] = None,
+    no_fields: Annotated[bool, typer.Option("--no-fields", help="No column of the input.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many lines.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="CSV: leave what spreadsheets take for formulas.")
+    ] = False,
     as_json: AsJson = False,
     format_: Annotated[
         Format | None, typer.Option("--format", help="Default: as the file.")
     ] = None,
 ) -> None:
-    """Write a line a candidate: key, verdict, tier, score, then each tier's score and reading."""
-    store = open_store(database)
-    rows = store.results(store.find_run(run_key).id, verdict=verdict)
+    """Write a line a candidate: key, verdict, tier, score, why, each tier's answer, the input."""
+    chosen = format_ or (Format.JSONL if as_json else format_of(output))
     if output is not None and not output.parent.is_dir():
         fail(f"the folder {output.parent} does not exist; make it, or give another --output")
-    chosen = format_ or (Format.JSONL if as_json else format_of(output))
-    write_results(rows, output, chosen)
+    if no_fields and columns is not None:
+        fail("--no-fields and --columns contradict each other; leave one of them out")
+    wanted = None if columns is None else [each.strip() for each in columns.split(",")]
+    store = open_store(database)
+    rows = results_of(
+        store,
+        store.find_run(run_key),
+        verdict=verdict,
+        limit=limit,
+        columns=[] if no_fields else wanted,
+    )
+    write_results(rows, output, chosen, raw=raw)
 
 
 @app.command(epilog="Example: `tamis explain monday A0000017`")
@@ -213,7 +237,7 @@ def explain(
     store = open_store(database)
     found = store.explain(store.find_run(run_key).id, key)
     if as_json:
-        print(json.dumps(_plain(found), default=str, ensure_ascii=False))
+        print_json(_plain(found))
     else:
         _show_explanation(found)
 
@@ -411,10 +435,10 @@ def _show_explanation(found: "Explanation") -> None:
     for name in ("tier", "score", "reading", "outcome", "why"):
         table.add_column(name, justify="right" if name == "score" else "left")
     for detail in found.judgements:
-        score = "" if detail.score is None else f"{detail.score:.4f}"
+        score = "" if detail.score is None else number(detail.score)
         why = detail.error or _because(detail)
         outcome = str(detail.outcome or "pending")
-        table.add_row(detail.tier, score, detail.reading or "", outcome, why)
+        table.add_row(detail.tier, score, visible(detail.reading or ""), outcome, visible(why))
     out.print(table)
     if found.audited is not None:
         out.print(f"rejected by tier '{found.audited}'; an audit had the last tier asked as well")

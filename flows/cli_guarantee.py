@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
-import orjson
 import typer
 
 from flows.console import (
@@ -22,9 +21,12 @@ from flows.console import (
     fail,
     open_store,
     out,
+    print_json,
     print_rows,
     settings,
+    visible,
 )
+from flows.writing import defused
 
 if TYPE_CHECKING:
     from db.store import Run, Store
@@ -112,7 +114,7 @@ def calibrate(
         err.print("\nstopped; what was judged and labelled is kept. Go on with the same command")
         raise typer.Exit(130) from None
     if as_json:
-        print(orjson.dumps(made).decode(), flush=True)
+        print_json(made)
     else:
         out.print(f"run {made['run']}: {made['message']}")
         if made["status"] == "certified":
@@ -146,7 +148,7 @@ def certificate(
     audits = audits_of_promise(store, run)
     if as_json:
         checked = {"differences": wrong} if check else {}
-        print(orjson.dumps({**found, "audits": audits, **checked}).decode())
+        print_json({**found, "audits": audits, **checked})
     else:
         out.print(markdown(found))
         if audits:
@@ -176,7 +178,7 @@ def what_if(
         fail("name the tier; write --tier NAME")
     found = consequences(store, run, *change_of(store, run, tier, reject_below, accept_above))
     if as_json:
-        print(orjson.dumps(found).decode())
+        print_json(found)
     else:
         _show_consequences(found)
 
@@ -223,7 +225,7 @@ def decide(
         store.finish(run.id, *how_it_stands(store, run))
     finished = summary(store, run)
     if as_json:
-        print(orjson.dumps(finished).decode())
+        print_json(finished)
     else:
         show(finished, out)
         if finished["pending"]:
@@ -254,7 +256,7 @@ def reliability(
         except OSError as error:
             _unwritable(plot, error)
     if as_json:
-        print(orjson.dumps(found).decode())
+        print_json(found)
         return
     for one in found:
         maps = ", ".join(
@@ -350,7 +352,7 @@ def label_agreement(
     store, run = _found(database, run_key)
     found = agreement(store, run)
     if as_json:
-        print(orjson.dumps(found).decode())
+        print_json(found)
         return
     print_rows(found["pairs"], False, empty="no two people have labelled the same candidate")
     print_rows(_even(found["disputes"]), False, empty="no disputes")
@@ -373,9 +375,10 @@ def _found(database: str | None, run_key: str | None) -> tuple["Store", "Run"]:
 def _write_sheet(stream: TextIO, rows: list[dict[str, str]]) -> None:
     from flows.labelling import COLUMNS
 
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    shown = visible if stream.isatty() else str
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([shown(defused(row[name])) for name in COLUMNS] for row in rows)
 
 
 def _unwritable(path: Path, error: OSError) -> NoReturn:

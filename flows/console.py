@@ -1,10 +1,11 @@
 """What all commands share: where they print, how they fail, and their common options."""
 
-import json
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
+import orjson
 import typer
 from rich.console import Console
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from db.store import Store
     from flows.settings import Settings
 
-DONE, USAGE, UNFINISHED, UNKEPT = 0, 2, 3, 4
+DONE, USAGE, UNFINISHED, UNKEPT, BUSY = 0, 2, 3, 4, 5
 
 Database = Annotated[
     str | None,
@@ -30,12 +31,43 @@ AllowShrink = Annotated[
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The screen file.")]
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LEAST_SHOWN = 0.001
+"""From here on four decimals say enough of a number."""
+
+
+def visible(text: str) -> str:
+    """The text with its control characters shown, which a terminal would obey.
+
+    Candidates, servers and files write what they like: titles, colours, a cleared screen.
+    """
+    plain = text.replace("\r\n", "\n")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)
+
+
+def number(value: float) -> str:
+    """A number as people read it: a small one is not rounded to nothing, nor one below 1 to 1."""
+    if 0 < abs(value) < _LEAST_SHOWN:
+        return f"{value:.3g}"
+    rounded = f"{value:.4f}" if abs(value) < 1 else f"{value:,.2f}"
+    return repr(value) if abs(value) < 1 <= abs(float(rounded)) else rounded
+
+
+class Terminal(Console):
+    """A console that obeys nobody: no markup, no emoji, no control characters."""
+
+    def __init__(self, **settings: Any) -> None:
+        # Nothing is markup: a candidate's text may hold [brackets], or :100:.
+        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **settings)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        shown = (visible(each) if isinstance(each, str) else each for each in objects)
+        super().print(*shown, **settings)
+
+
 # A table cut to the 80 columns of a pipe helps nobody.
-# Nothing is markup: a candidate's text may hold [brackets].
-out = Console(
-    highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160
-)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+out = Terminal(width=None if sys.stdout.isatty() else 160)
+err = Terminal(stderr=True)
 
 
 def settings() -> "Settings":
@@ -70,16 +102,27 @@ def same_database(database: str | None) -> str:
     return f" --database {shown(make_url(database))}"
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, code: int = USAGE) -> NoReturn:
     """End the command with a message."""
     err.print(message, style="red")
-    raise SystemExit(USAGE)
+    raise SystemExit(code)
+
+
+def json_text(value: Any) -> str:
+    """JSON, in which the control characters that JSON allows are escaped as well."""
+    text = orjson.dumps(value, default=str).decode()
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on stdout."""
+    print(json_text(value), flush=True)
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str) -> None:
     """Rows of equal columns as a table, or as JSON."""
     if as_json:
-        print(json.dumps(rows, default=str, ensure_ascii=False))
+        print_json(rows)
         return
     if not rows:
         out.print(empty)
@@ -89,7 +132,8 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str) -> None
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, value in rows[0].items():
-        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
+        side: Literal["left", "right"] = "right" if isinstance(value, int | float) else "left"
+        table.add_column(visible(name), justify=side)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     out.print(table)
@@ -97,5 +141,5 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str) -> None
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 1 else f"{value:,.2f}"
-    return "" if value is None else str(value)
+        return number(value)
+    return "" if value is None else visible(str(value))

@@ -1,5 +1,6 @@
 """Files to candidates: streamed, and never stopped by a bad row. Each keeps its reason and line."""
 
+import codecs
 import csv
 import glob
 import gzip
@@ -8,6 +9,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from datetime import date, time
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +151,8 @@ def source_files(source: str) -> list[Path]:
         ScreenError: there is none, or one is of no kind that we read.
     """
     paths = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
+    if Path(source).exists():  # its name may hold [brackets]
+        paths = [Path(source)]
     if not paths:
         raise ScreenError(source, ["candidates.from: no such file; write its path"])
     for path in paths:
@@ -195,7 +199,7 @@ def to_rows(records: Iterable[Read], candidates: Candidates, path: Path) -> Iter
             yield record
             continue
         line, fields = record
-        raw = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
+        raw = _stored(fields)
         key = fields.get(candidates.key)
         if isinstance(key, float) and abs(key) >= EXACT:
             yield _bad(path, line, "the key is too large a number; write it as text", raw)
@@ -226,6 +230,19 @@ def _chunks_of_files(
         for chunk in _chunks(to_rows(records, candidates, path)):
             yield path, chunk
             read += len(chunk)
+
+
+def _stored(fields: Mapping[str, Any]) -> bytes:
+    """The record as JSON."""
+    try:
+        return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # a time of day with its zone
+        option = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
+        return orjson.dumps(fields, default=_iso, option=option)
+
+
+def _iso(value: object) -> str:
+    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 def _chunks(rows: Iterator[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
@@ -262,6 +279,8 @@ def _open(path: Path) -> AbstractContextManager[Iterable[bytes]]:
 def _read_jsonl(path: Path) -> Iterator[Read]:
     with _open(path) as file:
         for line, raw in enumerate(file, 1):
+            if line == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             if not raw.strip():
                 continue
             try:
@@ -290,6 +309,9 @@ def _read_csv(path: Path) -> Iterator[Read]:
         except csv.Error as error:
             said = f"candidates.from: the line of column names is no CSV: {error}"
             raise ScreenError(str(path), [said]) from error
+        if _has_surrogates("".join(names)):
+            said = "candidates.from: the line of column names is not UTF-8; save the file as UTF-8"
+            raise ScreenError(str(path), [said])
         if doubled := {name for name in names if names.count(name) > 1}:
             said = f"candidates.from: two columns are called '{doubled.pop()}'; rename one"
             raise ScreenError(str(path), [said])

@@ -7,6 +7,7 @@ from itertools import islice
 
 from db.store import Run, Store, TierState
 from flows.budget import Budgets, Gate
+from flows.console import visible
 from flows.progress import Display, Step
 from flows.recorder import current
 from flows.report import ProgressArtifact
@@ -28,7 +29,7 @@ MASS_NEEDED = 0.5
 def tell(text: str, shown: Display) -> None:
     """Say something in the terminal and in the flow run's log."""
     shown.say(text)
-    current().say(text)
+    current().say(visible(text))
 
 
 @dataclass(frozen=True)

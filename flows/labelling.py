@@ -12,6 +12,7 @@ import numpy as np
 
 from db.store import PEOPLE, Label, LabelSource, Run, Store, StoreError, rubric_digest
 from flows.calibration import Calibration, disputes, guarantee_of
+from flows.writing import as_it_was
 from tiers.config import Screen
 from tiers.reliability import cohen_kappa
 
@@ -288,7 +289,11 @@ def _rows(file: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
     next(reader)
     for cells in reader:
         named = zip(names, cells, strict=False)
-        row = {"key": "", "label": "", **{name: cell for name, cell in named if name in READ}}
+        row = {
+            "key": "",
+            "label": "",
+            **{name: as_it_was(cell) for name, cell in named if name in READ},
+        }
         if not row["key"].strip() and not row["label"].strip():
             continue
         if len(cells) < len(names):

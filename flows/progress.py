@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flows.console import visible
+
 LINE_SECONDS = 10.0
 
 
@@ -44,7 +46,7 @@ class Bars:
         self._progress = progress
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(visible(text), highlight=False, markup=False, emoji=False)
 
     def start(self, name: str, total: int | None) -> "Bar":
         return Bar(self._progress, self._progress.add_task(name, total=total, rate=""))
@@ -72,7 +74,7 @@ class Lines:
     """A line now and then, for a log."""
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - a log's line
+        print(visible(text), file=sys.stderr, flush=True)  # noqa: T201 - a log's line
 
     def start(self, name: str, total: int | None) -> "Line":
         return Line(self, name, total)

@@ -178,7 +178,8 @@ def configured_server() -> str | None:
 def prefect_home(settings: Settings) -> Path:
     """The folder of our own Prefect: its database holds the runs that the UI shows."""
     home = settings.data_folder.resolve() / "prefect"
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, exist_ok=True)
     return home
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from db.store import BatchState, FunnelRow, Run, RunState, RunStatus, Store
 from flows.audit import audit_of, in_words, table_of
+from flows.console import number
 from flows.run.owner import state_of
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
@@ -108,7 +109,7 @@ def _usd(dollars: float | None) -> str:
     """Dollars as people read them; what is not known is said to be so."""
     if dollars is None:
         return "unknown"
-    return f"{dollars:,.4f}" if 0 < dollars < 1 else f"{dollars:,.2f}"
+    return number(dollars) if dollars else "0.00"
 
 
 def cost_words(finished: dict[str, Any]) -> str:

@@ -125,6 +125,9 @@ def test_a_first_screen_is_written_checked_and_run(project: Project) -> None:
     assert code == 0, err
     assert "tokens shared by all candidates" in out
     assert "all is well" in out
+    written = (project.folder / "mine" / "screen.yaml").read_text()
+    assert "model: models/applicants-small.gguf" in written  # no path of this machine
+    assert str(Path.cwd()) not in written
     code, out, err = project.tamis("init", "mine")
     assert code == 2
     assert "exists already" in err

@@ -1,8 +1,9 @@
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, make_url, text
 
 from db.engine import check_ready, current, open_engine, read_only_engine, upgrade
 from db.errors import DatabaseError, EmptyDatabase, StoreError
@@ -224,3 +225,28 @@ def test_who_only_reads_makes_no_database(database_url: str) -> None:
         assert not Path(database_url.removeprefix("sqlite:///")).exists()
     check_ready(database_url)
     check_ready(database_url, create=False)
+
+
+def test_nobody_else_on_the_machine_can_read_a_new_database(sqlite_url):
+    path = Path(make_url(sqlite_url).database or "")
+    before = os.umask(0o022)
+    try:
+        check_ready(sqlite_url)
+        engine = open_engine(sqlite_url)
+        with engine.connect() as connection:
+            connection.execute(text("SELECT COUNT(*) FROM run"))
+            made = sorted(path.parent.iterdir())
+            rights = {file.name: oct(file.stat().st_mode & 0o777) for file in made}
+        engine.dispose()
+    finally:
+        os.umask(before)
+    assert rights == dict.fromkeys(["tamis.db", "tamis.db-shm", "tamis.db-wal"], "0o600")
+    assert oct(path.parent.stat().st_mode & 0o777) == "0o700"
+
+
+def test_a_database_that_its_owner_shares_stays_shared(sqlite_url):
+    check_ready(sqlite_url)
+    path = Path(make_url(sqlite_url).database or "")
+    path.chmod(0o640)
+    check_ready(sqlite_url)
+    assert oct(path.stat().st_mode & 0o777) == "0o640"

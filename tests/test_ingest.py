@@ -233,3 +233,44 @@ def test_the_first_candidate_that_can_be_read_is_shown(home: Home) -> None:
         {"from": str(home.folder / "a.jsonl"), "key": "id", "text": "{{ text }}"}
     )
     assert first_text(section) == ("2", "second")
+
+
+@pytest.mark.parametrize("name", ["größe".encode("latin-1"), b"gr\xff"])
+def test_column_names_that_are_not_utf8_are_told(home, name):
+    (home.folder / "a.csv").write_bytes(b"id,text," + name + b"\n1,a,b\n")
+    with pytest.raises(
+        ScreenError, match="the line of column names is not UTF-8; save the file as"
+    ):
+        home.read("a.csv")
+
+
+def test_a_time_of_day_with_a_zone_is_kept(home):
+    file = str(home.folder / "a.parquet")
+    duckdb.execute(
+        "COPY (SELECT 1 AS id, 'a' AS text, '12:00:00+00'::TIMETZ AS at, DATE '2020-02-01' AS day, "
+        "TIMESTAMPTZ '2020-01-01 00:00:00+00' AS made) TO '" + file + "'"
+    )
+    assert home.read("a.parquet").added == 1
+    [row] = ask(home.url, "SELECT fields FROM result")
+    assert json.loads(row["fields"]) == {
+        "id": 1, "text": "a", "at": "12:00:00+00:00", "day": "2020-02-01",
+        "made": "2020-01-01T00:00:00+00:00",
+    }  # fmt: skip
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_record(home):
+    lines(
+        home.folder / "a.jsonl", b"\xef\xbb\xbf", {"id": "a", "text": "x"}, {"id": "b", "text": "y"}
+    )
+    assert home.read("a.jsonl")[:3] == (2, 0, 0)
+    assert home.texts() == {"a": "x", "b": "y"}
+    assert home.bad() == []
+
+
+def test_brackets_in_the_name_of_a_file_are_its_name(home):
+    folder = home.folder / "part [1]"
+    folder.mkdir()
+    lines(folder / "a[b]*.jsonl", {"id": "a", "text": "x"})
+    lines(folder / "ab.jsonl", {"id": "b", "text": "y"})
+    assert home.read("part [1]/a[b]*.jsonl").added == 1
+    assert home.texts() == {"a": "x"}

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.screen import screen
 from flows.settings import load_keys
 from tiers.backends.http import Http
 from tiers.backends.openai_batch import BatchServer
@@ -20,7 +19,7 @@ from tiers.sections import HttpTier, OpenAIBatchTier
 from tiers.types import Candidate, TierError
 
 from .openai_server import ModelServer
-from .project import write
+from .project import screened, write
 
 SECRET = "sk-nobody-else-may-see-this-42"  # noqa: S105
 AWAY = "https://evil.example/v1"
@@ -142,7 +141,7 @@ def test_check_refuses_what_a_run_would_refuse_and_says_where_each_key_goes(tmp_
 def test_a_run_says_at_its_start_where_each_key_goes(folder, capsys):
     with ModelServer(key=SECRET) as server:
         write(folder, f'{{name: only, backend: http, base_url: "{server.url}", model: m, key_variable: MY_KEY}}', count=3)  # fmt: skip
-        screen.fn(load_screen(folder / "screen.yaml"))
+        screened(load_screen(folder / "screen.yaml"))
         assert f"only: the key in MY_KEY goes to 127.0.0.1:{server.port}" in capsys.readouterr().err
     assert key_route(http(base_url=AWAY)) is None
 

@@ -11,7 +11,7 @@ import pytest
 
 from db.engine import open_engine
 from db.store import LabelSource, Run, Store, StoreError, rubric_digest
-from flows import cli_guarantee
+from flows import cli_guarantee, labelling
 from flows.calibrate import calibrate
 from flows.calibration import Calibration
 from flows.cli_guarantee import decide, export_labels, reliability
@@ -131,6 +131,24 @@ def test_a_sheet_may_have_been_through_any_editor(folder: Path) -> None:
         labels = store.labels.all(rubric_digest(definition.rubric), LabelSource.PERSON)
         assert [(one.reviewer, one.answer) for one in labels] == [("ada", True)] * 6
     assert csv.field_size_limit(limit) == 100_000  # as it was found
+
+
+def test_a_sheet_holds_no_formula_and_its_keys_come_back_as_they_were(
+    asked: Path, commands: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = {"text": "=HYPERLINK(1) yes", "rubric": "- must fit", "label": ""}
+    keys = ["=1+1", "'=1+1", "-5", "@x", "plain"]
+    sheet_of = [{"key": key, **evil} for key in keys]
+    monkeypatch.setattr("flows.labelling.sheet", lambda *_, **__: sheet_of)
+    export_labels(None, asked / "a.csv")
+    with (asked / "a.csv").open(newline="") as stream:
+        cells = list(csv.DictReader(stream))
+    assert [row["key"] for row in cells] == ["'=1+1", "''=1+1", "-5", "'@x", "plain"]
+    assert {(row["text"], row["rubric"]) for row in cells} == {
+        ("'=HYPERLINK(1) yes", "'- must fit")
+    }
+    read = labelling._read(asked / "a.csv")
+    assert [(row["key"], row["rubric"]) for _, row in read] == [(key, "- must fit") for key in keys]
 
 
 def test_a_sheet_that_cannot_be_read_says_why(asked: Path, monkeypatch) -> None:

@@ -17,6 +17,7 @@ from flows.settings import Settings
 from tiers.config import Screen, ScreenError, load_screen
 
 from . import test_calibrate
+from .project import screened as screen_again
 from .project import write
 
 HERE = Path(__file__).parent
@@ -34,7 +35,7 @@ def screened(folder: Path, *, source: str = "in.jsonl", bad: str = "") -> Screen
     file = folder / "screen.yaml"
     file.write_text(file.read_text().replace("in.jsonl", source))
     definition = load_screen(file)
-    screen.fn(definition, key="one")
+    screen_again(definition, key="one")
     return definition
 
 
@@ -83,7 +84,7 @@ def test_an_input_without_a_candidate_changes_nothing(folder: Path, content: str
             start(definition, key="one")  # type: ignore[operator]
         assert everything() == before
     with pytest.raises(ScreenError, match="holds no candidate"):
-        screen.fn(definition, key="one", allow_shrink=True)
+        screen_again(definition, key="one", allow_shrink=True)
     assert everything() == before
     with pytest.raises(ScreenError, match="holds no candidate"):
         prepare(definition, "two")
@@ -114,15 +115,15 @@ def test_more_than_half_leave_a_run_only_where_that_is_said(
     before = everything()
     put(folder, *range(24), 100, 101)
     with pytest.raises(InputRefused, match=r"lacks 26 of the run's 50 .* --allow-shrink"):
-        screen.fn(definition, key="one")
+        screen_again(definition, key="one")
     assert everything() == before
     put(folder, *range(25), 200, 201)
     capsys.readouterr()
-    screen.fn(definition, key="one")
+    screen_again(definition, key="one")
     assert "read: 2 new, 25 known; 25 candidates left the run" in capsys.readouterr().err
     assert candidates() == 27
     put(folder, 0)
-    screen.fn(definition, key="one", allow_shrink=True)
+    screen_again(definition, key="one", allow_shrink=True)
     assert "read: 1 known; 26 candidates left the run" in capsys.readouterr().err
     assert candidates() == 1
 
@@ -134,7 +135,7 @@ def test_a_run_that_was_stopped_is_so_after_a_refusal(folder: Path) -> None:
     before = everything()
     put(folder, 0, 1)
     with pytest.raises(InputRefused):
-        screen.fn(definition)
+        screen_again(definition)
     assert everything() == before
 
 
@@ -144,7 +145,7 @@ def test_contents_that_changed_are_no_loss(
     definition = screened(folder)
     put(folder, *range(48), body="other text")
     capsys.readouterr()
-    screen.fn(definition, key="one")
+    screen_again(definition, key="one")
     assert "read: 48 changed; 2 candidates left the run" in capsys.readouterr().err
     assert candidates() == 48
 
@@ -155,7 +156,7 @@ def test_a_file_that_breaks_off_changes_nothing(folder: Path) -> None:
     put(folder, *range(3_000))
     (folder / "in.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00broken")
     with pytest.raises(ScreenError, match="cannot be read"):
-        screen.fn(definition, key="one")
+        screen_again(definition, key="one")
     assert everything() == before
 
 
@@ -165,7 +166,7 @@ def test_with_a_limit_nobody_leaves(folder: Path, capsys: pytest.CaptureFixture[
         before = list(store.results(store.find_run("one").id))
         account = store.account(store.find_run("one").id)
     capsys.readouterr()
-    screen.fn(definition, key="one", limit=10)
+    screen_again(definition, key="one", limit=10)
     assert "read: 10 known\n" in capsys.readouterr().err
     with stored() as store:
         run = store.find_run("one")
@@ -174,7 +175,7 @@ def test_with_a_limit_nobody_leaves(folder: Path, capsys: pytest.CaptureFixture[
         assert store.status(run.id).rows_read == 51
     # What the part holds with other content is replaced all the same, and no bad row doubled.
     (folder / "in.jsonl").write_text('{"id": "k000007", "text": "corrected"}\nno json\n')
-    screen.fn(definition, key="one", limit=2)
+    screen_again(definition, key="one", limit=2)
     with stored() as store:
         run = store.find_run("one")
         assert store.account(run.id).candidates == 52
@@ -184,7 +185,7 @@ def test_with_a_limit_nobody_leaves(folder: Path, capsys: pytest.CaptureFixture[
 def test_a_calibration_is_held_to_the_same(folder: Path) -> None:
     definition = test_calibrate.write(folder)
     made = calibrate.fn(definition)
-    screen.fn(definition)
+    screen_again(definition)
     before = everything()
     file = folder / "in.jsonl"
     lines = file.read_text().splitlines(keepends=True)

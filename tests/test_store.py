@@ -516,6 +516,7 @@ def test_results_stream_every_tier_side_by_side(store):
         "verdict": "rejected",
         "tier": "slow",
         "score": 0.4,
+        "why": None,
         "fast_score": 0.6,
         "fast_reading": "yes",
         "slow_score": 0.4,
