@@ -222,7 +222,7 @@ def audits_before(first: str, key: str) -> list[str]:
 def test_an_audit_of_nobody_says_nothing(folder: Path) -> None:
     definition = write(folder, AUDITED)
     with pytest.raises(TierError, match="is not calibrated"):
-        screened(definition)
+        screened(definition, key="one")
     with stored() as (store, run):
         finished = summary(store, run)
     assert finished["audit"] is None

@@ -250,7 +250,7 @@ def test_a_time_of_day_with_a_zone_is_kept(home):
         "COPY (SELECT 1 AS id, 'a' AS text, '12:00:00+00'::TIMETZ AS at, DATE '2020-02-01' AS day, "
         "TIMESTAMPTZ '2020-01-01 00:00:00+00' AS made) TO '" + file + "'"
     )
-    assert home.read("a.parquet").added == 1
+    assert home.read("a.parquet").new == 1
     [row] = ask(home.url, "SELECT fields FROM result")
     assert json.loads(row["fields"]) == {
         "id": 1, "text": "a", "at": "12:00:00+00:00", "day": "2020-02-01",
@@ -272,5 +272,5 @@ def test_brackets_in_the_name_of_a_file_are_its_name(home):
     folder.mkdir()
     lines(folder / "a[b]*.jsonl", {"id": "a", "text": "x"})
     lines(folder / "ab.jsonl", {"id": "b", "text": "y"})
-    assert home.read("part [1]/a[b]*.jsonl").added == 1
+    assert home.read("part [1]/a[b]*.jsonl").new == 1
     assert home.texts() == {"a": "x"}

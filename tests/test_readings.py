@@ -12,7 +12,7 @@ from sqlalchemy import text
 from db.engine import open_engine
 from db.store import InputRefused, RunState, Store
 from flows.calibrate import calibrate
-from flows.screen import prepare, screen
+from flows.run.screening import prepare, screen_candidates
 from flows.settings import Settings
 from tiers.config import Screen, ScreenError, load_screen
 
@@ -79,7 +79,7 @@ def test_an_input_without_a_candidate_changes_nothing(folder: Path, content: str
     definition = screened(folder)
     before = everything()
     (folder / "in.jsonl").write_text(content)
-    for start in (prepare, screen.fn):
+    for start in (prepare, screen_candidates):
         with pytest.raises(ScreenError, match=r"holds no candidate: .*nothing was changed"):
             start(definition, key="one")  # type: ignore[operator]
         assert everything() == before
