@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.resources import files
@@ -342,9 +343,13 @@ def screen_once(
 ) -> dict[str, Any]:
     """Run the flow in this process and return its summary, finished or stopped.
 
+    `seconds` in it are those that the run was worked on, over all resumes; `whole_seconds` what
+    this call took, start and Prefect included.
+
     Raises:
         TierError: a tier could not be found before anything was done.
     """
+    began = time.monotonic()
     settings = Settings()
     url = settings.database(database)
     os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
@@ -353,7 +358,8 @@ def screen_once(
     from flows.summary import summary
 
     store = open_store(url)
-    return summary(store, store.find_run(chosen))
+    finished = summary(store, store.find_run(chosen))
+    return {**finished, "whole_seconds": round(time.monotonic() - began, 3)}
 
 
 def _run_flow(
