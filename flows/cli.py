@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from db.store import Batch, Explanation, JudgementDetail, RunStatus, StoreError
+from flows.changes import changes
 from flows.cli_guarantee import add_guarantee_commands
 from flows.console import (
     DONE,
@@ -51,6 +52,7 @@ app.add_typer(database_app, name="db")
 batch_app = typer.Typer(no_args_is_help=True, help="Batches of requests that are out.")
 app.add_typer(batch_app, name="batch")
 add_guarantee_commands(app)
+app.command(epilog="Example: `tamis changes monday tuesday`")(changes)
 
 Verdict = Annotated[
     str | None,
