@@ -9,7 +9,7 @@ from sqlalchemy import Boolean, Connection, RowMapping, TextClause, select, text
 from db import runs
 from db.errors import StoreError
 from db.models import PolicyRow, RunTierRow, TierState, UtcDateTime
-from db.values import Cost, Explanation, FunnelRow, JudgementDetail, TierPlan
+from db.values import Cost, Difference, Explanation, FunnelRow, JudgementDetail, TierPlan
 from db.views import JUDGEMENT_DETAIL, RESULT
 from tiers.types import Outcome
 
@@ -42,6 +42,32 @@ _COSTS = text("""
     GROUP BY run_tier.position, run_tier.name
     ORDER BY run_tier.position
 """)
+_DIFFERENCES = text(f"""
+    WITH before AS (
+      SELECT candidate.key, COALESCE(candidate.text_id, 0) AS text_id, {_VERDICT} AS verdict
+      FROM verdict JOIN candidate ON candidate.id = verdict.candidate_id
+      WHERE verdict.run_id = :before
+    ), after AS (
+      SELECT candidate.key, COALESCE(candidate.text_id, 0) AS text_id, {_VERDICT} AS verdict
+      FROM verdict JOIN candidate ON candidate.id = verdict.candidate_id
+      WHERE verdict.run_id = :after
+    )
+    SELECT after.key AS key, before.verdict AS was, after.verdict AS is_now,
+      CASE
+        WHEN before.key IS NULL THEN 'new'
+        WHEN before.text_id <> after.text_id THEN 'changed'
+        ELSE 'same'
+      END AS text
+    FROM after LEFT JOIN before ON before.key = after.key
+    WHERE before.key IS NULL
+      OR before.text_id <> after.text_id
+      OR before.verdict <> after.verdict
+    UNION ALL
+    SELECT before.key, before.verdict, NULL, 'gone'
+    FROM before LEFT JOIN after ON after.key = before.key
+    WHERE after.key IS NULL
+    ORDER BY key
+""")  # noqa: S608 - our own words
 _ONE_CANDIDATE = "WHERE run.id = :run_id AND candidate.screen = :screen AND candidate.key = :key"
 _ONE_RESULT = text(f"{RESULT} {_ONE_CANDIDATE}")
 _ONE_DETAIL = text(f"{JUDGEMENT_DETAIL} {_ONE_CANDIDATE} ORDER BY run_tier.position").columns(
@@ -118,6 +144,14 @@ def field_names(connection: Connection, run_id: int) -> list[str]:
     first = json.loads(connection.scalar(_FIRST_FIELDS, parameters) or "{}")
     query = _FIELD_NAMES[connection.dialect.name]
     return list(dict.fromkeys([*first, *sorted(connection.execute(query, parameters).scalars())]))
+
+
+def differences(connection: Connection, before: int, after: int) -> Iterator[Difference]:
+    """Candidates that two runs do not agree about, by rising key, fetched a thousand at a time."""
+    streaming = connection.execution_options(stream_results=True, yield_per=1000)
+    with streaming.execute(_DIFFERENCES, {"before": before, "after": after}) as rows:
+        for row in rows:
+            yield Difference(*row)
 
 
 def explain(connection: Connection, run_id: int, key: str) -> Explanation:

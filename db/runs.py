@@ -74,6 +74,21 @@ def find(connection: Connection, key: str | None) -> RowMapping:
     raise StoreError(f"no run '{key}'; write one of the newest runs: {', '.join(known)}")
 
 
+def before(connection: Connection, run: Run) -> RowMapping:
+    """The run of the same screen that was begun before this one.
+
+    Raises:
+        StoreError: there is none.
+    """
+    query = RUNS.where(RunRow.screen == run.screen, RunRow.id < run.id)
+    row = connection.execute(query.order_by(RunRow.id.desc()).limit(1)).mappings().one_or_none()
+    if row is None:
+        raise StoreError(
+            f"run '{run.key}' is the first of screen '{run.screen}'; name the run to compare with"
+        )
+    return row
+
+
 def to_resume(
     connection: Connection, screen: str, config_hash: str, key: str | None
 ) -> RowMapping | None:

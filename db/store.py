@@ -25,6 +25,7 @@ from db.values import (
     Account,
     BadRow,
     Cost,
+    Difference,
     Explanation,
     FunnelRow,
     Ingested,
@@ -49,6 +50,7 @@ __all__ = [
     "Consequences",
     "Cost",
     "DatabaseError",
+    "Difference",
     "Explanation",
     "Flip",
     "FunnelRow",
@@ -137,6 +139,15 @@ class Store:
         """The run of this key; None for the newest."""
         with self._reading() as connection:
             return runs.as_run(runs.find(connection, key))
+
+    def run_before(self, run: Run) -> Run:
+        """The run of the same screen that was begun before this one.
+
+        Raises:
+            StoreError: there is none.
+        """
+        with self._reading() as connection:
+            return runs.as_run(runs.before(connection, run))
 
     def runs(self, limit: int = 20) -> list[RunStatus]:
         """The newest runs first."""
@@ -478,6 +489,11 @@ class Store:
         """The columns of the run's input."""
         with self._reading() as connection:
             return reading.field_names(connection, run_id)
+
+    def differences(self, before: int, after: int) -> Iterator[Difference]:
+        """Candidates that two runs do not agree about, by rising key, read as they are used."""
+        with self._reading() as connection:
+            yield from reading.differences(connection, before, after)
 
     def explain(self, run_id: int, key: str) -> Explanation:
         """Everything about one candidate of the run."""

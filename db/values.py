@@ -103,6 +103,19 @@ class RunStatus:
     """Whether the lock has not expired."""
 
 
+class Difference(NamedTuple):
+    """A candidate that two runs do not agree about; `was` is in the first, `is_now` in the second.
+
+    Verdicts are named as in the view `result`; None where the run does not have the candidate.
+    """
+
+    key: str
+    was: str | None
+    is_now: str | None
+    text: str
+    """Which the second run has: new, gone, changed or same."""
+
+
 class FunnelRow(NamedTuple):
     """One tier of a run: the view `funnel`."""
 

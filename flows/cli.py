@@ -2,6 +2,7 @@
 
 import csv
 import os
+import time
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.changes import changes
 from flows.cli_guarantee import add_guarantee_commands
 from flows.console import (
     BUSY,
@@ -51,6 +53,7 @@ app.add_typer(database_app, name="db")
 batch_app = typer.Typer(no_args_is_help=True, help="Batches of requests that are out.")
 app.add_typer(batch_app, name="batch")
 add_guarantee_commands(app)
+app.command(epilog="Example: `tamis changes monday tuesday`")(changes)
 
 Verdict = Annotated[
     str | None,
@@ -380,9 +383,13 @@ def screen_once(
 ) -> dict[str, Any]:
     """Run the flow in this process and return its summary, finished or stopped.
 
+    `seconds` in it are those that the run was worked on, over all resumes; `whole_seconds` what
+    this call took, start and Prefect included.
+
     Raises:
         TierError: a tier could not be found before anything was done.
     """
+    began = time.monotonic()
     from flows.recorder import recorded
     from flows.run.screening import prepare, screen_candidates
     from flows.summary import summary
@@ -404,7 +411,8 @@ def screen_once(
             )
             raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     store = open_store(url)
-    return summary(store, store.find_run(chosen))
+    finished = summary(store, store.find_run(chosen))
+    return {**finished, "whole_seconds": round(time.monotonic() - began, 3)}
 
 
 def _status_row(status: "RunStatus") -> dict[str, Any]:

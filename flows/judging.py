@@ -24,6 +24,9 @@ FLUSH_ROWS = 128
 FLUSH_SECONDS = 0.2
 """What a kill can cost: the answers of 0.2 seconds, and never more than 128 of them."""
 MASS_NEEDED = 0.5
+COUNT_SECONDS = 1.0
+COUNT_SHARE = 50
+"""Counting what waits may take a fiftieth of the time."""
 
 
 def tell(text: str, shown: Display) -> None:
@@ -48,14 +51,16 @@ class TierWork:
     budgets: Budgets | None = field(default=None, repr=False)
     stop: Callable[[], bool] = field(default=lambda: False, repr=False)
     """Whether something else went wrong, so that no new candidate is to be begun."""
+    follows: bool = False
+    """Whether the tier before works at the same time, so that more comes in meanwhile."""
 
     @property
     def name(self) -> str:
         return self.job.config.name
 
-    def with_stop(self, stop: Callable[[], bool]) -> "TierWork":
-        """The same work, which begins no new candidate once `stop` says so."""
-        return replace(self, stop=stop)
+    def beside(self, stop: Callable[[], bool], *, follows: bool) -> "TierWork":
+        """The same work beside other tiers: it begins no new candidate once `stop` says so."""
+        return replace(self, stop=stop, follows=follows)
 
     def waiting(self) -> int:
         """How many texts wait here without an answer."""
@@ -83,6 +88,7 @@ class TierRun:
         self._artifact: ProgressArtifact | None = None
         self._loaded = 0.0
         self._done = self._total = 0
+        self._count_next = 0.0
         self._told = 0
         self.settled = False
         """Whether the judge has been seen to answer the question."""
@@ -141,15 +147,21 @@ class TierRun:
             return 0
         tier = self._open(waiting)
         after, size, judged = 0, FIRST_BLOCK, 0
+
+        def kept() -> None:
+            self._count_anew()
+            stored()
+
         while True:
             with current().block(f"{self.work.name} from {self._done + 1:,}"):
-                block = judge_block(self.work, tier, after, size, self._step, stored)
+                block = judge_block(self.work, tier, after, size, self._step, kept)
             self._tell_remarks(tier)
             if judged == 0 or block.last is None:
                 check_mass(self.work)
                 self.settled = True
             judged += block.judged
             self._done += block.judged
+            self._total = max(self._total, self._done)
             if self._artifact is not None:
                 self._artifact.update(self._done, self._total)
             stored()
@@ -164,7 +176,8 @@ class TierRun:
         if self._step is None:
             self._step = self._shown.start(self.work.name, self._total)
             self._artifact = ProgressArtifact(self.work.run, self.work.name)
-        self._step.expect(self._total)
+        self._step.expect(waiting)
+        self._count_next = time.monotonic() + COUNT_SECONDS
         if self._tier is None:
             self.work.store.set_tier_state(self.work.run.id, self.work.position, TierState.RUNNING)
             began = time.monotonic()
@@ -174,6 +187,16 @@ class TierRun:
             self._tier = open_tier(self.work.job)
             self._loaded = time.monotonic() - began
         return self._tier
+
+    def _count_anew(self) -> None:
+        """Have the total follow what the tier before promotes meanwhile."""
+        began = time.monotonic()
+        if self.work.follows and self._step is not None and began >= self._count_next:
+            waiting = self.work.waiting()
+            self._step.expect(waiting)
+            self._total = max(self._total, self._done + waiting)
+            ended = time.monotonic()
+            self._count_next = ended + max(COUNT_SECONDS, COUNT_SHARE * (ended - began))
 
     def _tell_remarks(self, tier: Tier | None) -> None:
         for remark in tier.remarks[self._told :] if tier is not None else ():

@@ -129,7 +129,9 @@ class _Overlap:
 
     def __init__(self, works: list[TierWork], shown: Display) -> None:
         self._stop = threading.Event()
-        self._works = [work.with_stop(self._stop.is_set) for work in works]
+        self._works = [
+            work.beside(self._stop.is_set, follows=work is not works[0]) for work in works
+        ]
         self._shown = shown
         self._over = [threading.Event() for _ in works]
         self._errors: list[BaseException] = []

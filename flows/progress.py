@@ -15,20 +15,26 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from flows.console import visible
 
 LINE_SECONDS = 10.0
+ENOUGH = 10
+ENOUGH_SECONDS = 2.0
+"""A rate over fewer, or over less time, is an accident."""
+SLOW = 10.0
+"""Below so many a second, the first two digits are told."""
 
 
 class Step(Protocol):
     """One thing that takes a while: reading the files, or a tier. Several may go on at once."""
 
-    def expect(self, total: int) -> None: ...
+    def expect(self, more: int) -> None:
+        """So many are still to be done."""
 
-    def advance(self, count: int) -> None: ...
+    def advance(self, count: int) -> None:
+        """So many were done."""
 
 
 class Display(Protocol):
@@ -37,6 +43,47 @@ class Display(Protocol):
     def say(self, text: str) -> None: ...
 
     def start(self, name: str, total: int | None) -> Step: ...
+
+
+class Pace:
+    """How far a step is, how fast, and how long it will take: told once that means something.
+
+    The clock starts with the first that is done: loading a model says nothing about the rest.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.done = 0
+        self._first = 0
+        self._began: float | None = None
+
+    def expect(self, more: int) -> None:
+        self.total = self.done + more
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.total is not None:
+            self.total = max(self.total, self.done)
+        if self._began is None:
+            self._first, self._began = count, time.monotonic()
+
+    def rate(self) -> float | None:
+        """A second; None until some were done in some seconds."""
+        done = self.done - self._first
+        seconds = 0.0 if self._began is None else time.monotonic() - self._began
+        return done / seconds if done >= ENOUGH and seconds >= ENOUGH_SECONDS else None
+
+    def rate_in_words(self) -> str:
+        rate = self.rate()
+        if rate is None:
+            return ""
+        return f"{rate:,.0f}/s" if rate >= SLOW else f"{rate:.2g}/s"
+
+    def seconds_left(self) -> float | None:
+        rate = self.rate()
+        if rate is None or self.total is None or self.done == self.total:
+            return None
+        return (self.total - self.done) / rate
 
 
 class Bars:
@@ -49,25 +96,33 @@ class Bars:
         self._progress.console.print(visible(text), highlight=False, markup=False, emoji=False)
 
     def start(self, name: str, total: int | None) -> "Bar":
-        return Bar(self._progress, self._progress.add_task(name, total=total, rate=""))
+        task = self._progress.add_task(name, total=total, rate="", left="")
+        return Bar(self._progress, task, total)
 
 
 class Bar:
     """One step of `Bars`."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, task: TaskID, total: int | None) -> None:
         self._progress = progress
         self._task = task
-        self._began = time.monotonic()
-        self._done = 0
+        self._pace = Pace(total)
 
-    def expect(self, total: int) -> None:
-        self._progress.update(self._task, total=total)
+    def expect(self, more: int) -> None:
+        self._pace.expect(more)
+        self._progress.update(self._task, total=self._pace.total)
 
     def advance(self, count: int) -> None:
-        self._done += count
-        rate = self._done / max(time.monotonic() - self._began, 1e-9)
-        self._progress.update(self._task, advance=count, rate=f"{rate:,.0f}/s")
+        pace = self._pace
+        pace.advance(count)
+        left = pace.seconds_left()
+        self._progress.update(
+            self._task,
+            completed=pace.done,
+            total=pace.total,
+            rate=pace.rate_in_words(),
+            left="" if left is None else f"{left:,.0f} s left",
+        )
 
 
 class Lines:
@@ -86,23 +141,26 @@ class Line:
     def __init__(self, lines: Lines, name: str, total: int | None) -> None:
         self._lines = lines
         self._name = name
-        self._total = total
-        self._done = 0
-        self._began = self._said = time.monotonic()
+        self._pace = Pace(total)
+        self._said = time.monotonic()
 
-    def expect(self, total: int) -> None:
-        self._total = total
+    def expect(self, more: int) -> None:
+        self._pace.expect(more)
 
     def advance(self, count: int) -> None:
-        self._done += count
+        pace = self._pace
+        pace.advance(count)
         now = time.monotonic()
         if now - self._said < LINE_SECONDS:
             return
         self._said = now
-        rate = self._done / (now - self._began)
-        of = "" if self._total is None else f" of {self._total:,}"
-        left = "" if self._total is None else f", {(self._total - self._done) / rate:,.0f} s left"
-        self._lines.say(f"{self._name}: {self._done:,}{of}, {rate:,.0f}/s{left}")
+        left = pace.seconds_left()
+        parts = (
+            f"{pace.done:,}" + ("" if pace.total is None else f" of {pace.total:,}"),
+            pace.rate_in_words(),
+            "" if left is None else f"{left:,.0f} s left",
+        )
+        self._lines.say(f"{self._name}: {', '.join(part for part in parts if part)}")
 
 
 @contextmanager
@@ -118,7 +176,7 @@ def display() -> Iterator[Display]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress, _Log(bars := Bars(progress)):
         yield bars

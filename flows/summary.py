@@ -91,7 +91,11 @@ def show(finished: dict[str, Any], console: Console) -> None:
     console.print(f"run {finished['run']}: {finished['state']}{why}", style="bold")
     console.print(table)
     money = f"; {_usd(finished['usd'])} USD" if priced else ""
-    console.print(f"{account_line(finished)}; {finished['seconds']:,.1f} s in all{money}")
+    whole = finished.get("whole_seconds")
+    times = f"{finished['seconds']:,.1f} s of work"
+    if whole is not None:
+        times += f", {whole:,.1f} s from start to end"
+    console.print(f"{account_line(finished)}; {times}{money}")
     if finished["out"]:
         console.print(f"{finished['out']:,} are out in batches, not counted in the cost so far")
     if finished["audit"]:

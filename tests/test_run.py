@@ -229,6 +229,7 @@ def test_the_commands_that_read(project: Project) -> None:
     code, out, _ = project.tamis("status", "--json", *database)
     assert json.loads(out)[0]["run"] == "monday"
     code, out, _ = project.tamis("status", "monday", "--json", *database)
+    assert finished.pop("whole_seconds") > finished["seconds"]
     assert json.loads(out) == finished
     code, out, _ = project.tamis("results", "monday", "--verdict", "accepted", *database)
     header, *lines = out.splitlines()
