@@ -4,6 +4,7 @@ import csv
 import os
 import time
 from dataclasses import asdict, replace
+from importlib.metadata import version as installed
 from importlib.resources import files
 from pathlib import Path
 from shutil import copytree
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="tamis",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Screen hundreds of thousands of records against one rubric with a cascade of models.",
@@ -52,13 +53,23 @@ database_app = typer.Typer(no_args_is_help=True, help="Create or inspect the dat
 app.add_typer(database_app, name="db")
 batch_app = typer.Typer(no_args_is_help=True, help="Batches of requests that are out.")
 app.add_typer(batch_app, name="batch")
-add_guarantee_commands(app)
-app.command(epilog="Example: `tamis changes monday tuesday`")(changes)
 
 Verdict = Annotated[
     str | None,
     typer.Option(help="Only these: accepted, rejected, review, failed or pending."),
 ]
+
+
+@app.callback(invoke_without_command=True)
+def tamis(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
+    ] = False,
+) -> None:
+    """Screen hundreds of thousands of records against one rubric with a cascade of models."""
+    if version:
+        out.print(f"tamis {installed('tamis')}")
+        raise typer.Exit
 
 
 def main() -> None:
@@ -480,6 +491,11 @@ def _exit_code(finished: dict[str, Any]) -> int:
     if finished["state"] == "alarm":
         return UNKEPT
     return UNFINISHED if unfinished else DONE
+
+
+# After the commands that a newcomer needs first, in the order of the help.
+app.command(epilog="Example: `tamis changes monday tuesday`")(changes)
+add_guarantee_commands(app)
 
 
 if __name__ == "__main__":

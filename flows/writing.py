@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from db.store import Run, Store, StoreError
 from flows.console import fail, json_text, visible
+
+if TYPE_CHECKING:
+    from db.store import Run, Store
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001 - full-width ones work as well
 """What a spreadsheet takes for the beginning of a formula, or of what we have made of one."""
@@ -40,8 +42,8 @@ def as_it_was(cell: str) -> str:
 
 
 def results_of(
-    store: Store,
-    run: Run,
+    store: "Store",
+    run: "Run",
     *,
     verdict: str | None,
     limit: int | None,
@@ -64,6 +66,8 @@ def results_of(
         known = store.field_names(run.id)
         wanted = known if columns is None else columns
         if unknown := [name for name in wanted if name not in known]:
+            from db.errors import StoreError
+
             raise StoreError(
                 f"the input of run '{run.key}' has no column '{unknown[0]}'; it has "
                 f"{', '.join(known)}"

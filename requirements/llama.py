@@ -1,9 +1,8 @@
 """Installs llama-cpp-python, which compiles llama.cpp for this machine, and shows how far it is.
 
-pip says nothing of what it compiles unless it says everything. The reader of images is left out.
+pip says nothing of what it compiles unless it says everything.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -31,12 +30,10 @@ def main() -> int:
         flush=True,
     )
     log = Path(sys.prefix) / "llama-build.log"
-    more = os.environ.get("CMAKE_ARGS", "")
-    environment = os.environ | {"CMAKE_ARGS": f"-DLLAVA_BUILD=OFF {more}".strip()}
     command = [sys.executable, "-m", "pip", "install", "-v", "--disable-pip-version-check"]
     pip = subprocess.Popen(  # noqa: S603
         [*command, "--prefer-binary", "-c", "constraints.txt", pin],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     said = began = time.monotonic()
     with log.open("w", encoding="utf-8") as kept:
