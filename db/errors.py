@@ -1,5 +1,7 @@
 """What can go wrong with memory, said so that somebody can act on it."""
 
+import re
+
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -31,6 +33,9 @@ _CAUSES = (
     ),
 )
 """Part of a driver's message, in lower case, and what it means: the first that fits is told."""
+
+
+_REFUSED = re.compile(r"permission denied for (?:table|view|relation|sequence) (\w+)")
 
 
 class StoreError(Exception):
@@ -72,6 +77,13 @@ def explained(error: Exception, url: URL) -> Exception:
     reason = str(error.orig if isinstance(error, DBAPIError) else error).strip()
     if isinstance(error, IntegrityError) or type(error).__name__.endswith("Violation"):
         return StoreError(f"database {shown(url)} refused a row, nothing was written: {reason}")
+    if (refused := _REFUSED.search(reason)) is not None:
+        what, user = refused[1], url.username or "USER"
+        return DatabaseError(
+            f"database {shown(url)}: user {user} may not use {what}; whoever owns it can write "
+            f"GRANT SELECT ON {what} TO {user} (INSERT, UPDATE and DELETE, too, for who runs "
+            f"screens); the driver said: {reason}"
+        )
     for part, meaning in _CAUSES:
         if part in reason.lower():
             return DatabaseError(

@@ -3,7 +3,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, make_url, text
+from sqlalchemy import create_engine, inspect, make_url, text
 
 from db.engine import check_ready, current, open_engine, read_only_engine, upgrade
 from db.errors import DatabaseError, EmptyDatabase, StoreError
@@ -250,3 +250,27 @@ def test_a_database_that_its_owner_shares_stays_shared(sqlite_url):
     path.chmod(0o640)
     check_ready(sqlite_url)
     assert oct(path.stat().st_mode & 0o777) == "0o640"
+
+
+def test_a_missing_grant_is_named(postgres_url: str) -> None:
+    check_ready(postgres_url)
+    owner = make_url(postgres_url).set(drivername="postgresql+psycopg")
+    engine = create_engine(owner, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE ROLE reader_{os.getpid()} LOGIN"))
+        connection.execute(text(f"GRANT SELECT ON result TO reader_{os.getpid()}"))
+        for right in ("alembic_version", "run"):
+            connection.execute(text(f"GRANT SELECT ON {right} TO reader_{os.getpid()}"))
+    reader = owner.set(drivername="postgresql", username=f"reader_{os.getpid()}")
+    url = reader.render_as_string(False)
+    check_ready(url, create=False)
+    reading = open_engine(url)
+    with pytest.raises(
+        DatabaseError, match=r"may not use verdict; .*GRANT SELECT ON verdict TO reader"
+    ):
+        Store(reading).account(1)
+    reading.dispose()
+    with engine.connect() as connection:
+        connection.execute(text(f"DROP OWNED BY reader_{os.getpid()}"))
+        connection.execute(text(f"DROP ROLE reader_{os.getpid()}"))
+    engine.dispose()
