@@ -162,7 +162,6 @@ class Policies:
             author: who had it made.
             reason: why.
         """
-        calibrated = {"run_id": run_id, "digest": bytes.fromhex(certificate["candidates_digest"])}
         said = {
             "follows": follows,
             "certificate": json.dumps(certificate, sort_keys=True, ensure_ascii=False),
@@ -170,7 +169,9 @@ class Policies:
             "reason": reason,
         }
         with transaction(self._engine, writes=True) as connection:
-            connection.execute(_KEEP_CALIBRATED, calibrated)
+            if digest := certificate.get("candidates_digest"):
+                calibrated = {"run_id": run_id, "digest": bytes.fromhex(digest)}
+                connection.execute(_KEEP_CALIBRATED, calibrated)
             return [
                 _add(connection, run_id, position, {**change._asdict(), **said})
                 for position, change in sorted(changes.items())

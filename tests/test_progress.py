@@ -103,7 +103,6 @@ def test_the_total_follows_what_is_promoted_meanwhile(
         def close(self) -> None: ...
 
     promoted(112)
-    monkeypatch.setattr(judging, "judge_block", judging.judge_block.fn)
     monkeypatch.setattr(judging, "open_tier", lambda _job: Promoting())
     monkeypatch.setattr(judging, "COUNT_SECONDS", 0.0)
     monkeypatch.setattr(judging, "COUNT_SHARE", 0)
