@@ -81,6 +81,6 @@ def lives(pid: int) -> bool:
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def screened(definition: Screen, key: str | None = None, *, read: bool = True) -> str:
+def screened(definition: Screen, key: str | None = None, **options: Any) -> str:
     """Screen in this process; the run's key."""
-    return screen_candidates(definition, key=key, read=read).key
+    return screen_candidates(definition, key=key, **options).key

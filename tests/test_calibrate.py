@@ -176,7 +176,7 @@ def test_too_few_labels_are_refused_before_anything_is_spent(folder: Path) -> No
 def test_a_promise_is_not_run_without_its_calibration(folder: Path) -> None:
     definition = write(folder)
     with pytest.raises(TierError, match=r"promises recall >= 0\.9 .* but run 'try-1' is not calib"):
-        screened(definition)
+        screened(definition, key="try-1")
     assert paid(folder, "small") == 0
 
 

@@ -111,12 +111,12 @@ def test_a_broken_promise_ends_with_code_4(project: Project, prefect_url: str) -
     code, out, _ = project.tamis("certificate", "later", *database)
     assert "| later | " in out
     assert "evidence against the promise" in out
-    pages = {"artifacts": {"key": {"any_": ["try-alarm"]}}}
+    pages = {"artifacts": {"key": {"any_": ["try-later-alarm"]}}}
     (page,) = asked(f"{prefect_url}/artifacts/filter", pages)
     assert "# Alarm: run later" in page["data"]
     (report, *_) = asked(
         f"{prefect_url}/artifacts/filter",
-        {"artifacts": {"key": {"any_": ["try-report"]}}, "sort": "CREATED_DESC"},
+        {"artifacts": {"key": {"any_": ["try-later-report"]}}, "sort": "CREATED_DESC"},
     )
     assert "| tier | rejects | audited | found |" in report["data"]
 
@@ -188,4 +188,4 @@ def test_a_run_without_a_promise_is_told_so(project: Project, command: str) -> N
     project.write('{name: only, backend: python, path: "own_tiers:Steady", folder: x}', count=3)
     code, _, err = project.tamis(command, "--database", project.database)
     assert code == 2
-    assert "holds no run yet" in err
+    assert "no runs yet: looked in" in err
