@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt requirements/llama.py
 help:
 	@echo "make demo   screen 2,000 made-up applicants through three small models"
 	@echo "make test   lint, types, contracts and the whole test suite"
-	@echo "make quick  lint, types, contracts and the tests that take less than a second each"
+	@echo "make quick  lint, types, contracts and the tests that start no process, server or model"
 	@echo "make test-vllm   the vLLM backend against a real vLLM on the processor, in .venv-vllm"
 	@echo "make clean  remove .venv, .venv-vllm and tamis-data"
 

@@ -62,6 +62,28 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(shared, ignore_errors=True)
 
 
+SLOW_FIXTURES = {"project", "prefect_url", "postgres_url", "postgres_server"}
+SLOW_FILES = {
+    f"test_{name}"
+    for name in (
+        "audit", "batch", "calibrate", "calibration", "demo", "guarantee", "host", "http",
+        "http_odd_servers", "labelling", "llama", "readings",
+    )
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make quick` leaves out: processes, servers, models and simulations."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if (
+            fixtures & SLOW_FIXTURES
+            or item.get_closest_marker("postgres")
+            or item.path.stem in SLOW_FILES
+        ):
+            item.add_marker("slow")
+
+
 @contextmanager
 def first() -> Iterator[Path]:
     """The shared folder, while no other test process is in here."""
