@@ -21,10 +21,10 @@ import numpy as np
 
 from bench.common import finish, machine, table
 from tests.gguf_models import SHAPES, write_model
-from tiers.backends.llama import Llama
-from tiers.backends.llama_engine import Log, Prepared
+from tiers.backends.llama.engine import Log, Prepared
+from tiers.backends.llama.tier import Llama
 from tiers.base import Job
-from tiers.sections import LlamaTier
+from tiers.screenfile.tiers import LlamaTier
 from tiers.types import Candidate
 
 WORDS = [

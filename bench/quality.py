@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from bench.common import finish, machine, table
-from tiers.calibration import Result, Status, calibrate
-from tiers.guarantee import Thresholds
-from tiers.recall import best_kth, level
-from tiers.recall_steps import kept_by
+from tiers.calibration.calibrator import Result, Status, calibrate
+from tiers.calibration.guarantee import Thresholds
+from tiers.calibration.recall_steps import kept_by
+from tiers.calibration.recall_test import best_kth, level
 
 DELTA = 0.1
 CELLS = [

@@ -31,7 +31,7 @@ import psutil
 from bench.common import finish, machine, table
 from tests.vllm.tiny import write_model
 from tiers.base import Job, open_backend
-from tiers.sections import HttpTier, VllmTier
+from tiers.screenfile.tiers import HttpTier, VllmTier
 from tiers.types import Candidate
 
 WORDS = ["value", "returns", "object", "module", "import", "error", "type", "list", "string"]

@@ -16,7 +16,7 @@ import orjson
 from bench.common import finish, machine, table
 from db.engine import check_ready, open_engine
 from db.store import Change, Row, Run, Store, TierPlan
-from flows.moving import change_of, consequences
+from flows.guarantee.thresholds import change_of, consequences
 from tiers.types import Judgement
 
 TARGET_SECONDS = 2.0

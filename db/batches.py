@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, RowMapping, Select, func, insert, select, text, update
 
-from db.connect import storable, transaction
+from db.bulk import storable, transaction
 from db.models import BatchLineRow, BatchRow, BatchState, RunRow, RunTierRow
 from db.runs import now
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, TextClause, select, text
 
 from db import runs
-from db.connect import Staging, stage, transaction
+from db.bulk import Staging, stage, transaction
 from db.errors import StoreError
 from db.models import JudgementRow, LabelRow, LabelSource, RunTierRow, TextRow
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Boolean, Connection, Engine, insert, select, text, update
 
 from db import runs
-from db.connect import storable, transaction
+from db.bulk import storable, transaction
 from db.errors import StoreError
 from db.models import PolicyRow, RunTierRow, UtcDateTime
 

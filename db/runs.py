@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from db.connect import storable
+from db.bulk import storable
 from db.errors import StoreError
 from db.models import (
     BadRowRow,

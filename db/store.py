@@ -6,10 +6,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select, text, true, update
 
-from db import audit, costs, decide, ingest, judging, locks, reading, runs, verdicts
-from db.audit import Audited, Audits
+from db import audits as audit
+from db import candidates as ingest
+from db import costs, locks, runs, verdicts
+from db import deciding as decide
+from db import judgements as judging
+from db import results as reading
+from db.audits import Audited, Audits
 from db.batches import Batch, Batches
-from db.connect import storable, transaction
+from db.bulk import storable, transaction
 from db.errors import DatabaseError, InputRefused, StoreError
 from db.labels import PEOPLE, Label, Labels, Scored, rubric_digest
 from db.models import (

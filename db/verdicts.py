@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, or_, select, update
 
-from db import audit
+from db import audits as audit
 from db.models import CandidateRow, VerdictRow
 
 

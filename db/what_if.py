@@ -1,7 +1,7 @@
 """What other thresholds would do, from stored scores: the run's own sentences on copies of it.
 
 Temporary tables named `verdict`, `run_tier`, `policy` and `audit` hide the real ones from this
-connection until its transaction is rolled back, so that `db.decide` works on them as on those.
+connection until its transaction is rolled back, so that `db.deciding` works on them as on those.
 """
 
 from collections import Counter
@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, text
 
-from db import audit, decide, verdicts
-from db.connect import transaction
+from db import audits as audit
+from db import deciding as decide
+from db import verdicts
+from db.bulk import transaction
 from db.engine import open_engine
 from db.policies import Change
 from tiers.types import Outcome

@@ -10,21 +10,21 @@ from typing import Any
 from prefect import flow
 
 from db.store import Change
-from flows.approval import Approval, as_record, asked_for, given_before, refusal
-from flows.batch import BatchRun
-from flows.calibration import Calibration, NotYet, guarantee_of
-from flows.certificate import certificate_of, last_tier, markdown
-from flows.judging import TierRun, TierWork, tell
+from flows.guarantee.approval import Approval, as_record, asked_for, given_before, refusal
+from flows.guarantee.certificate import certificate_of, last_tier, markdown
+from flows.guarantee.state import Calibration, NotYet, guarantee_of
 from flows.progress import Display
 from flows.recorder import current, recorded
-from flows.reliability import markdown as reliability_markdown
-from flows.reliability import reliability_of
-from flows.report import publish
+from flows.report.artifacts import publish
+from flows.report.reliability import markdown as reliability_markdown
+from flows.report.reliability import reliability_of
+from flows.run.batch import BatchRun
+from flows.run.judging import TierRun, TierWork, tell
 from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
-from tiers.calibration import Result, Status
-from tiers.config import Screen
-from tiers.sections import OpenAIBatchTier
+from tiers.calibration.calibrator import Result, Status
+from tiers.screenfile.file import Screen
+from tiers.screenfile.tiers import OpenAIBatchTier
 
 
 @flow(

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.changes import changes
-from flows.cli_guarantee import add_guarantee_commands
-from flows.console import (
+from flows.commands.changes import changes
+from flows.commands.console import (
     BUSY,
     DONE,
     UNFINISHED,
@@ -35,11 +34,12 @@ from flows.console import (
     settings,
     visible,
 )
-from flows.writing import Format, format_of, results_of, write_results
+from flows.commands.guarantee import add_guarantee_commands
+from flows.files.writing import Format, format_of, results_of, write_results
 
 if TYPE_CHECKING:
     from db.store import Batch, Explanation, JudgementDetail, RunStatus
-    from tiers.config import Screen
+    from tiers.screenfile.file import Screen
 
 app = typer.Typer(
     name="tamis",
@@ -87,7 +87,7 @@ def _code_of(error: Exception) -> int | None:
     """The exit code of a fault that is expected; None for one of our own."""
     from db.errors import DatabaseError, RunHeld, StoreError, WrongUrl
     from flows.server import ServerError
-    from tiers.config import ScreenError
+    from tiers.screenfile.file import ScreenError
     from tiers.types import TierError
 
     if isinstance(error, DatabaseError | RunHeld) and not isinstance(error, WrongUrl):
@@ -108,8 +108,8 @@ def run(
 
     Exit code 0: done. 3: candidates failed or pending. 4: audits say that the promise is broken.
     """
-    from flows.summary import show
-    from tiers.config import load_screen
+    from flows.report.summary import show
+    from tiers.screenfile.file import load_screen
 
     finished = screen_once(
         load_screen(file), database, key=key, limit=limit, allow_shrink=allow_shrink
@@ -129,7 +129,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another seed, other applicants.")] = 7,
 ) -> None:
     """Screen generated applicants through three tiny models that ship with Tamis."""
-    from flows.demo import run_demo
+    from flows.commands.demo import run_demo
 
     raise typer.Exit(run_demo(database, count=count, seed=seed, console=out))
 
@@ -163,8 +163,8 @@ def init(
 @app.command(epilog="Example: `tamis check screen.yaml`")
 def check(file: File, as_json: AsJson = False) -> None:
     """Validate a screen file; show the models found and the prompt of the first candidate."""
-    from flows.check import inspect_screen, show_inspection
-    from tiers.config import load_screen
+    from flows.commands.check import inspect_screen, show_inspection
+    from tiers.screenfile.file import load_screen
 
     inspection = inspect_screen(load_screen(file))
     if as_json:
@@ -194,7 +194,7 @@ def status(
         rows = [_status_row(status) for status in store.runs(50)]
         print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
         return
-    from flows.summary import show, summary
+    from flows.report.summary import show, summary
 
     finished = summary(store, store.find_run(run_key))
     if as_json:
@@ -333,7 +333,7 @@ def poll(
         return
     ready = ensure_server(settings())
     from flows.collect import collect
-    from flows.summary import summary
+    from flows.report.summary import summary
 
     try:
         ready()
@@ -402,8 +402,8 @@ def screen_once(
     """
     began = time.monotonic()
     from flows.recorder import recorded
+    from flows.report.summary import summary
     from flows.run.screening import prepare, screen_candidates
-    from flows.summary import summary
     from tiers.types import TierError
 
     url = settings().database(database)

@@ -10,17 +10,17 @@ from prefect import flow
 from db.batches import BY_HAND
 from db.engine import check_ready, open_engine
 from db.store import Batch, BatchState, DatabaseError, RunState, Store, StoreError
-from flows.batch import kept_reason
+from flows.run.batch import kept_reason
 from flows.run.owner import state_of
 from flows.run.screening import screen_candidates
 from flows.settings import Settings, load_keys
 from tiers.base import job_of
-from tiers.config import Screen
-from tiers.sections import RemoteTier
+from tiers.screenfile.file import Screen
+from tiers.screenfile.tiers import RemoteTier
 from tiers.types import TierError
 
 if TYPE_CHECKING:
-    from tiers.backends.openai_batch import BatchServer
+    from tiers.backends.openai.batch import BatchServer
 
 POLL_SECONDS = 60.0
 
@@ -89,7 +89,7 @@ def _has_news(store: Store, key: str) -> bool:
 
 def look(store: Store, batch: Batch) -> BatchState:
     """Ask the server how a batch stands, and note it."""
-    from tiers.backends.openai_batch import TryLater
+    from tiers.backends.openai.batch import TryLater
 
     if batch.state is not BatchState.SUBMITTED or batch.remote_id is None:
         return batch.state
@@ -119,7 +119,7 @@ def cancel(store: Store, batch: Batch, *, forget: bool) -> Batch:
     Raises:
         TierError: the server refuses the key, or does not answer.
     """
-    from tiers.backends.openai_batch import TryLater
+    from tiers.backends.openai.batch import TryLater
 
     if forget or batch.remote_id is None:
         return store.batches.change(
@@ -139,7 +139,7 @@ def cancel(store: Store, batch: Batch, *, forget: bool) -> Batch:
 @contextmanager
 def _server(store: Store, batch: Batch) -> Iterator["BatchServer"]:
     """The account that a batch was sent to."""
-    from tiers.backends.openai_batch import BatchServer
+    from tiers.backends.openai.batch import BatchServer
 
     definition = Screen.model_validate(store.find_run(batch.run).config)
     config = definition.tiers[batch.position]

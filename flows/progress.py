@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from flows.console import visible
+from flows.commands.console import visible
 
 LINE_SECONDS = 10.0
 ENOUGH = 10

@@ -9,7 +9,7 @@ from db.engine import open_engine
 from db.store import RunState, Store
 from flows.run.screening import screen_candidates
 from flows.settings import Settings
-from tiers.config import Screen
+from tiers.screenfile.file import Screen
 from tiers.types import TierError
 
 

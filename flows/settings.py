@@ -8,7 +8,7 @@ from dotenv import dotenv_values
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tiers.profiles import TRUSTED_HOSTS
+from tiers.screenfile.profiles import TRUSTED_HOSTS
 
 
 class Settings(BaseSettings):

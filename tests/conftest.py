@@ -21,7 +21,7 @@ from sqlalchemy import URL, Engine, create_engine, make_url, text
 
 from db.engine import check_ready, open_engine
 from db.store import Store
-from flows import judging
+from flows.run import judging
 from tiers.base import open_backend
 
 from .project import Project

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.run.screening import screen_candidates
-from tiers.config import Screen
+from tiers.screenfile.file import Screen
 
 HERE = Path(__file__).parent
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from db.connect import transaction
+from db.bulk import transaction
 from db.store import Change, RunState
-from flows import overlap
-from flows.audit import audit_of, audits_of_promise, in_words
 from flows.calibrate import calibrate
-from flows.judging import TierRun
-from flows.summary import summary
-from tiers.config import Screen, ScreenError, load_screen
+from flows.guarantee.audit import audit_of, audits_of_promise, in_words
+from flows.report.summary import summary
+from flows.run import cascade as overlap
+from flows.run.judging import TierRun
+from tiers.screenfile.file import Screen, ScreenError, load_screen
 from tiers.types import TierError
 
 from .project import screened

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from db.batches import Out
 from db.engine import open_engine
 from db.store import BatchState, Spent, Store
-from flows.budget import Budgets
 from flows.cli import app
 from flows.collect import cancel, collect
-from flows.summary import summary as summary_of
-from tiers.backends import openai_batch
-from tiers.config import Screen, load_screen
+from flows.report.summary import summary as summary_of
+from flows.run.budget import Budgets
+from tiers.backends.openai import batch as openai_batch
+from tiers.screenfile.file import Screen, load_screen
 from tiers.types import Candidate, TierError
 
 from .batch_server import BatchServer, Odd

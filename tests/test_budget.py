@@ -6,13 +6,13 @@ from pydantic import ValidationError
 
 from db.engine import open_engine
 from db.store import Spent, Store
-from flows.budget import Budgets, Gate, Purse, check_prices
+from flows.report.summary import summary
+from flows.run.budget import Budgets, Gate, Purse, check_prices
 from flows.screen import screen as flow
 from flows.settings import Settings
-from flows.summary import summary
-from tiers.config import Screen, load_screen
 from tiers.prices import Price, price_of
-from tiers.sections import BudgetSection, HttpTier, LlamaTier, OpenAIBatchTier
+from tiers.screenfile.file import Screen, load_screen
+from tiers.screenfile.tiers import BudgetSection, HttpTier, LlamaTier, OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .openai_server import ModelServer
@@ -69,7 +69,7 @@ def test_cached_tokens_cost_less_and_reasoning_is_part_of_the_reply():
 
 def test_machines_cost_while_they_run(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("flows.budget.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("flows.run.budget.time.monotonic", lambda: now[0])
     purse = Purse(BudgetSection(usd=1.0), "the budget", NOTHING)
     opened = Gate([purse], Price(0, 0, 0, 3.6, "test"), None, "rubric")
     now[0] += 5000  # other tiers work
@@ -87,7 +87,7 @@ def test_machines_cost_while_they_run(monkeypatch):
 
 def test_hours_count_those_of_earlier_attempts(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("flows.budget.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("flows.run.budget.time.monotonic", lambda: now[0])
     purse = Purse(BudgetSection(hours=1), "the budget", [Spent(0, 0.0, 3500.0, 0)])
     now[0] += 5000
     one, other = purse.start(0.0), purse.start(0.0)

@@ -12,15 +12,15 @@ from sqlalchemy import text
 
 from db.engine import open_engine
 from db.store import Change, Label, LabelSource, Run, Store, StoreError, rubric_digest
-from flows import judging
 from flows.calibrate import calibrate
-from flows.calibration import Calibration, disputes, not_covered, truth
-from flows.certificate import differences, markdown
-from flows.moving import as_certified, certified_now, standing
+from flows.guarantee.certificate import differences, markdown
+from flows.guarantee.state import Calibration, disputes, not_covered, truth
+from flows.guarantee.thresholds import as_certified, certified_now, standing
+from flows.run import judging
 from flows.run.screening import prepare
 from flows.settings import Settings
 from tiers.base import open_backend
-from tiers.config import Screen, load_screen
+from tiers.screenfile.file import Screen, load_screen
 from tiers.types import TierError
 
 from .project import screened

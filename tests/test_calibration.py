@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiers.calibration import (
+from tiers.calibration.calibrator import (
     Calibrator,
     Result,
     Status,
@@ -13,8 +13,8 @@ from tiers.calibration import (
     plan_calibration,
     recall_of_thresholds,
 )
-from tiers.draws import Floats
-from tiers.guarantee import Mask, Thresholds
+from tiers.calibration.draws import Floats
+from tiers.calibration.guarantee import Mask, Thresholds
 from tiers.policy import Policy, outcomes
 from tiers.types import Outcome
 

@@ -8,8 +8,8 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from db.store import Store, StoreError, TierPlan
-from flows.changes import changes_between
 from flows.cli import app
+from flows.commands.changes import changes_between
 from tests.test_sql_docs import QUERIES
 from tests.test_store import a_row, ingested, judge_all
 from tiers.types import Judgement
@@ -69,7 +69,7 @@ def test_the_query_of_the_docs_finds_the_same(store: Store, engine: Engine, two:
 def test_the_command_compares_the_newest_run_with_the_one_before(
     store: Store, two: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.changes.open_store", lambda _database: store)
+    monkeypatch.setattr("flows.commands.changes.open_store", lambda _database: store)
     asked = ["changes", "--json"]
     reply = CliRunner().invoke(app, asked)
     assert reply.exit_code == 0, reply.output

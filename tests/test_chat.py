@@ -4,8 +4,8 @@ from typing import Any
 import orjson
 import pytest
 
-from tiers.base import Job
-from tiers.chat import (
+from tiers.backends.openai.account import conversation
+from tiers.backends.openai.chat import (
     UNTOLD,
     Conversation,
     Dialect,
@@ -15,9 +15,9 @@ from tiers.chat import (
     read_listed,
     usage_of,
 )
+from tiers.base import Job
 from tiers.prompt import DIGITS, YES_NO
-from tiers.remote import conversation
-from tiers.sections import HttpTier
+from tiers.screenfile.tiers import HttpTier
 
 SPELLED = {s: i for i, name in enumerate(YES_NO.names) for s in YES_NO.spellings(name)}
 

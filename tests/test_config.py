@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tiers.config import Screen, ScreenError, load_screen
-from tiers.sections import JsonAsk, LlamaTier
+from tiers.screenfile.file import Screen, ScreenError, load_screen
+from tiers.screenfile.tiers import JsonAsk, LlamaTier
 
 GOOD = """\
 screen: data-engineers

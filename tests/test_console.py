@@ -11,12 +11,12 @@ from rich.progress import Progress
 from typer.testing import CliRunner
 
 from db.store import Explanation, JudgementDetail, TierPlan
-from flows import console
-from flows.check import show_inspection
 from flows.cli import _show_explanation, app
-from flows.console import Terminal, number, print_json, print_rows, visible
+from flows.commands import console
+from flows.commands.check import show_inspection
+from flows.commands.console import Terminal, number, print_json, print_rows, visible
+from flows.files.writing import Format, write_results
 from flows.progress import Bars, Lines, _Log
-from flows.writing import Format, write_results
 from tiers.types import Outcome
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\x9b31m\x7fb\rc :100: [red]x[/red]"
@@ -27,7 +27,11 @@ SHOWN = "a\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\x7fb\\x0dc :100: [red]x[/red]"
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a person's terminal gets."""
     seen = io.StringIO()
-    for name, module in (("out", "flows.cli"), ("out", "flows.console"), ("err", "flows.console")):
+    for name, module in (
+        ("out", "flows.cli"),
+        ("out", "flows.commands.console"),
+        ("err", "flows.commands.console"),
+    ):
         terminal = Terminal(file=seen, force_terminal=True, color_system=None, width=300)
         monkeypatch.setattr(f"{module}.{name}", terminal)
     return seen

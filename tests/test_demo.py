@@ -13,7 +13,7 @@ from db.errors import StoreError
 from db.query import ask
 from demo.records import RUBRIC, applicants, main
 from tiers.base import job_of, open_backend
-from tiers.config import Screen, load_screen
+from tiers.screenfile.file import Screen, load_screen
 from tiers.types import Candidate
 
 from .project import Project

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tiers.backends.files import PRESETS
 from tiers.base import job_of, open_tier
-from tiers.config import Screen, load_screen
-from tiers.models import PRESETS
+from tiers.screenfile.file import Screen, load_screen
 from tiers.types import Candidate
 
 SECTIONS = (

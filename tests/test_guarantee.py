@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.test_calibration import population, recall_of
-from tiers import recall_calibration
-from tiers.calibration import Status, calibrate, recall_of_thresholds
-from tiers.draws import chance_of_at_most, most_positives
-from tiers.evidence import (
+from tiers.calibration.calibrator import Status, calibrate, recall_of_thresholds
+from tiers.calibration import recall as recall_calibration
+from tiers.calibration.draws import chance_of_at_most, most_positives
+from tiers.calibration.evalues import (
     Audit,
     audit_evidence,
     audit_interval,
@@ -18,10 +18,10 @@ from tiers.evidence import (
     log_evidence_of_fewer,
     stream_threshold,
 )
-from tiers.guarantee import Thresholds
-from tiers.precision_calibration import Prefix, p_value
-from tiers.recall import COUNT_SHARE, allowed_misses, failure, positives_needed
-from tiers.recall_calibration import plan_test
+from tiers.calibration.guarantee import Thresholds
+from tiers.calibration.precision import Prefix, p_value
+from tiers.calibration.recall import plan_test
+from tiers.calibration.recall_test import COUNT_SHARE, allowed_misses, failure, positives_needed
 
 
 def chance(hits: int, population: int, positives: int, draws: int) -> float:

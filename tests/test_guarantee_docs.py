@@ -3,8 +3,8 @@
 from math import floor
 from pathlib import Path
 
-from tiers.calibration import plan_calibration
-from tiers.recall import positives_needed
+from tiers.calibration.calibrator import plan_calibration
+from tiers.calibration.recall_test import positives_needed
 
 PAGE = (Path(__file__).parents[1] / "docs" / "guarantees.md").read_text()
 SHARES = (0.2, 0.05, 0.02, 0.01, 0.005)

@@ -14,7 +14,7 @@ import pytest
 
 from tiers.base import Job, identity
 from tiers.host import CHUNK, HostedTier
-from tiers.sections import PythonTier
+from tiers.screenfile.tiers import PythonTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .own_tiers import score_of

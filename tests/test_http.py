@@ -7,9 +7,9 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from tiers.backends.http import Http
+from tiers.backends.openai.http import Http
 from tiers.base import Job, identity, inspect
-from tiers.sections import HttpTier
+from tiers.screenfile.tiers import HttpTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .openai_server import FAULTS, ModelServer, is_match, one_in_a_hundred

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from tiers.chat import Dialect
+from tiers.backends.openai.chat import Dialect
 from tiers.types import Judgement, TierError
 
 from .openai_server import ModelServer

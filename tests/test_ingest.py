@@ -12,8 +12,8 @@ import pytest
 from db.engine import check_ready, open_engine
 from db.query import ask
 from db.store import Run, Store, TierPlan
-from flows.ingest import first_text, ingest
-from tiers.config import Candidates, ScreenError
+from flows.files.ingest import first_text, ingest
+from tiers.screenfile.file import Candidates, ScreenError
 
 
 class Home:

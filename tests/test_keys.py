@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.settings import load_keys
-from tiers.backends.http import Http
-from tiers.backends.openai_batch import BatchServer
+from tiers.backends.openai.account import TRUSTED_HOSTS, hide, key_of, key_route
+from tiers.backends.openai.batch import BatchServer
+from tiers.backends.openai.http import Http
 from tiers.base import Job, inspect
-from tiers.config import load_screen
-from tiers.remote import TRUSTED_HOSTS, hide, key_of, key_route
-from tiers.sections import HttpTier, OpenAIBatchTier
+from tiers.screenfile.file import load_screen
+from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier
 from tiers.types import Candidate, TierError
 
 from .openai_server import ModelServer

@@ -11,15 +11,16 @@ import pytest
 
 from db.engine import open_engine
 from db.store import LabelSource, Run, Store, StoreError, rubric_digest
-from flows import cli_guarantee, labelling
 from flows.calibrate import calibrate
-from flows.calibration import Calibration
-from flows.cli_guarantee import decide, export_labels, reliability
-from flows.labelling import COLUMNS, HELP, agreement, ask_in_turn, sheet, take_in
-from flows.moving import certified_now, change_of, consequences
-from flows.reliability import bars, reliability_of, svg
+from flows.commands import guarantee as cli_guarantee
+from flows.commands.guarantee import decide, export_labels, reliability
+from flows.guarantee import labelling
+from flows.guarantee.labelling import COLUMNS, HELP, agreement, ask_in_turn, sheet, take_in
+from flows.guarantee.state import Calibration
+from flows.guarantee.thresholds import certified_now, change_of, consequences
+from flows.report.reliability import bars, reliability_of, svg
 from flows.settings import Settings
-from tiers.config import load_screen
+from tiers.screenfile.file import load_screen
 
 from .project import screened
 from .test_calibrate import PROMISE, paid, stored, write
@@ -139,7 +140,7 @@ def test_a_sheet_holds_no_formula_and_its_keys_come_back_as_they_were(
     evil = {"text": "=HYPERLINK(1) yes", "rubric": "- must fit", "label": ""}
     keys = ["=1+1", "'=1+1", "-5", "@x", "plain"]
     sheet_of = [{"key": key, **evil} for key in keys]
-    monkeypatch.setattr("flows.labelling.sheet", lambda *_, **__: sheet_of)
+    monkeypatch.setattr("flows.guarantee.labelling.sheet", lambda *_, **__: sheet_of)
     export_labels(None, asked / "a.csv")
     with (asked / "a.csv").open(newline="") as stream:
         cells = list(csv.DictReader(stream))

@@ -8,10 +8,10 @@ import numpy as np
 import orjson
 import pytest
 
-from tiers.backends.llama import Llama
+from tiers.backends.llama.tier import Llama
 from tiers.base import Job
 from tiers.prompt import compose, in_chat, question_for
-from tiers.sections import LlamaTier
+from tiers.screenfile.tiers import LlamaTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .gguf_models import CHAT_TEMPLATE, SHAPES, write_model

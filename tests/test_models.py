@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tiers.models import file_digest
+from tiers.backends.files import file_digest
 
 ROOT = Path(__file__).parent.parent
 CONTENT = b"GGUF and the rest of a model" * 1000
@@ -72,7 +72,7 @@ def fetch(name: str) -> str:
     huggingface_hub reads its environment once, when it is imported.
     """
     program = (
-        "import sys\nfrom tiers.sections import HubModel\nfrom tiers.models import model_file\n"
+        "import sys\nfrom tiers.screenfile.tiers import HubModel\nfrom tiers.backends.files import model_file\n"
         "from tiers.types import TierError\n"
         "try: print(model_file(HubModel(hub=sys.argv[1])))\n"
         "except TierError as error: print(error)\n"
@@ -104,7 +104,7 @@ def test_a_name_that_the_hub_does_not_know_is_told(hub: type[Hub]) -> None:
 def test_a_digest_is_remembered_as_long_as_the_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tiers.models.SMALL", 0)
+    monkeypatch.setattr("tiers.backends.files.SMALL", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = tmp_path / "model"
     path.write_bytes(b"one")

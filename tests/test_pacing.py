@@ -1,6 +1,6 @@
 import pytest
 
-from tiers.pacing import Rate, Window, backoff
+from tiers.backends.openai.pacing import Rate, Window, backoff
 
 
 def fly(window: Window, seconds: float, *, capacity: float, base: float = 0.1) -> float:

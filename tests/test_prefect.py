@@ -177,7 +177,7 @@ def test_a_schedule_fires(project: Project, prefect_url: str) -> None:
     served = (
         "from datetime import timedelta\n"
         "from flows.screen import screen\n"
-        "from tiers.config import load_screen\n"
+        "from tiers.screenfile.file import load_screen\n"
         "from pathlib import Path\n"
         "from prefect import serve\n"
         "definition = load_screen(Path('screen.yaml')).model_dump(mode='json', by_alias=True, exclude_none=True)\n"

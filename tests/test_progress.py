@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 from sqlalchemy import text
 
-from flows import judging, progress
-from flows.judging import TierRun, TierWork
+from flows import progress
 from flows.progress import Bars, Lines
-from flows.summary import show
+from flows.report.summary import show
+from flows.run import judging
+from flows.run.judging import TierRun, TierWork
 from tests.test_store import FAST, SLOW, ingested, judge_all, rows
 from tiers.types import Candidate, Judgement
 

@@ -14,7 +14,7 @@ from db.store import InputRefused, RunState, Store
 from flows.calibrate import calibrate
 from flows.run.screening import prepare, screen_candidates
 from flows.settings import Settings
-from tiers.config import Screen, ScreenError, load_screen
+from tiers.screenfile.file import Screen, ScreenError, load_screen
 
 from . import test_calibrate
 from .project import screened as screen_again

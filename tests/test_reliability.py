@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tiers.reliability import (
+from tiers.calibration.reliability import (
     brier,
     cohen_kappa,
     cross_fitted,

@@ -228,7 +228,7 @@ def test_the_key_is_nowhere(project):
 
 
 def test_settings_that_move_no_score_may_change_in_an_unfinished_run():
-    from tiers.config import Screen
+    from tiers.screenfile.file import Screen
 
     def digest(**tier: Any) -> str:
         text = """

@@ -11,11 +11,11 @@ from jinja2 import StrictUndefined, TemplateError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from db.store import Row
-from flows.ingest import Record, to_rows
-from tiers.config import Candidates
+from flows.files.ingest import Record, to_rows
 from tiers.prompt import Prompt, in_chat
 from tiers.sandbox import TooMuch
-from tiers.template import _SANDBOX, Render, check_template, named_fields, renderer
+from tiers.screenfile.file import Candidates
+from tiers.screenfile.template import _SANDBOX, Render, check_template, named_fields, renderer
 
 VALUES = st.one_of(st.none(), st.text(), st.integers(), st.booleans(), st.floats(allow_nan=False))
 

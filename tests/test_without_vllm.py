@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from tiers.base import Job, identity, inspect, open_backend
-from tiers.config import ScreenError, load_screen
-from tiers.sections import VllmTier
+from tiers.screenfile.file import ScreenError, load_screen
+from tiers.screenfile.tiers import VllmTier
 from tiers.types import MissingExtra
 
 TIER = {"name": "fast", "backend": "vllm", "model": "models/judge"}

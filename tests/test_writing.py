@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from db.engine import check_ready, open_engine
 from db.store import Row, Store, StoreError, TierPlan
 from flows.cli import app
-from flows.writing import as_it_was, defused
+from flows.files.writing import as_it_was, defused
 from tiers.types import Judgement
 
 EVIL = '=HYPERLINK("http://evil.example","x")'

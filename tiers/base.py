@@ -3,8 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from tiers.config import Screen
-from tiers.sections import AnyTier, HttpTier, LlamaTier, OpenAIBatchTier, PythonTier, VllmTier
+from tiers.screenfile.file import Screen
+from tiers.screenfile.tiers import (
+    AnyTier,
+    HttpTier,
+    LlamaTier,
+    OpenAIBatchTier,
+    PythonTier,
+    VllmTier,
+)
 from tiers.types import Candidate, Judgement, TierError
 
 
@@ -63,15 +70,15 @@ def identity(job: Job) -> dict[str, Any]:
     """
     match job.config:
         case LlamaTier():
-            from tiers.backends import llama
+            from tiers.backends.llama import tier as llama
 
             return llama.identity(job)
         case VllmTier():
-            from tiers.backends import vllm
+            from tiers.backends.vllm import tier as vllm
 
             return vllm.identity(job)
         case HttpTier() | OpenAIBatchTier():
-            from tiers import remote
+            from tiers.backends.openai import account as remote
 
             return remote.identity(job)
         case PythonTier():
@@ -88,15 +95,15 @@ def inspect(job: Job, text: str) -> Inspection:
     """
     match job.config:
         case LlamaTier():
-            from tiers.backends import llama
+            from tiers.backends.llama import tier as llama
 
             return llama.inspect(job, text)
         case VllmTier():
-            from tiers.backends import vllm
+            from tiers.backends.vllm import tier as vllm
 
             return vllm.inspect(job, text)
         case HttpTier() | OpenAIBatchTier():
-            from tiers import remote
+            from tiers.backends.openai import account as remote
 
             return remote.inspect(job, text)
         case PythonTier():
@@ -122,15 +129,15 @@ def open_backend(job: Job) -> Tier:
     """Open the engine itself, in this process. For `tiers.host`, tests and benches."""
     match job.config:
         case LlamaTier():
-            from tiers.backends.llama import Llama
+            from tiers.backends.llama.tier import Llama
 
             return Llama(job)
         case VllmTier():
-            from tiers.backends.vllm import Vllm
+            from tiers.backends.vllm.tier import Vllm
 
             return Vllm(job)
         case HttpTier():
-            from tiers.backends.http import Http
+            from tiers.backends.openai.http import Http
 
             return Http(job)
         case OpenAIBatchTier():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from tiers.sections import AnyTier, HttpTier, OpenAIBatchTier
+from tiers.screenfile.tiers import AnyTier, HttpTier, OpenAIBatchTier
 
 MILLION = 1e6
 

@@ -5,21 +5,21 @@ Resume is a query: what has no judgement is judged, whoever stopped before and h
 
 from db.engine import check_ready, open_engine
 from db.store import Run, Store
-from flows.budget import Budgets, check_prices
-from flows.calibration import check_calibration, require_calibration
-from flows.ingest import check_columns, in_words, ingest, require_candidates
-from flows.judging import TierWork, tell
-from flows.moving import standing
-from flows.overlap import Cascade
+from flows.files.ingest import check_columns, in_words, ingest, require_candidates
+from flows.guarantee.state import check_calibration, require_calibration
+from flows.guarantee.thresholds import standing
 from flows.progress import Display
 from flows.recorder import recorded
-from flows.report import publish
+from flows.report.artifacts import publish
+from flows.run.budget import Budgets, check_prices
+from flows.run.cascade import Cascade
+from flows.run.judging import TierWork, tell
 from flows.run.session import open_run, opened
 from flows.settings import Settings, load_keys
 from tiers.base import inspect, job_of
-from tiers.config import Screen
 from tiers.prices import Price, price_of
-from tiers.sections import RemoteTier
+from tiers.screenfile.file import Screen
+from tiers.screenfile.tiers import RemoteTier
 
 ROUNDS = 4
 """How often a budget that left something over is spent on more candidates."""

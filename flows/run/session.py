@@ -11,17 +11,17 @@ from types import FrameType
 from db.engine import check_ready, open_engine
 from db.store import DatabaseError, InputRefused, Run, RunState, Store, StoreError, TierPlan
 from flows import recorder
-from flows.audit import alarm_of
-from flows.budget import check_prices
-from flows.judging import tell
+from flows.guarantee.audit import alarm_of
 from flows.progress import Display, display
+from flows.run.budget import check_prices
+from flows.run.judging import tell
 from flows.run.owner import is_dead, owner
 from flows.settings import Settings, load_keys
+from tiers.backends.openai.account import hide, key_route
 from tiers.base import identity, job_of
-from tiers.config import Screen, ScreenError
-from tiers.profiles import PROFILES
-from tiers.remote import hide, key_route
-from tiers.sections import RemoteTier
+from tiers.screenfile.file import Screen, ScreenError
+from tiers.screenfile.profiles import PROFILES
+from tiers.screenfile.tiers import RemoteTier
 from tiers.types import TierError
 
 LOCK_SECONDS = 300.0

@@ -27,9 +27,9 @@ os.environ |= {
 
 import vllm
 
-from tiers.backends.vllm import Vllm
+from tiers.backends.vllm.tier import Vllm
 from tiers.base import Job
-from tiers.sections import VllmTier
+from tiers.screenfile.tiers import VllmTier
 
 from .tiny import write_model
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tiers.backends.vllm import Vllm
+from tiers.backends.vllm.tier import Vllm
 from tiers.base import Job, open_tier
-from tiers.config import Screen
+from tiers.screenfile.file import Screen
 
 from .conftest import RUBRIC
 from .test_vllm import judged

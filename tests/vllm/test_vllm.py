@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from vllm.sampling_params import StructuredOutputsParams
 
-from tiers.backends.vllm import Vllm, identity, inspect
-from tiers.backends.vllm_vocabulary import LabelTokens, Vocabulary
+from tiers.backends.vllm.tier import Vllm, identity, inspect
+from tiers.backends.vllm.vocabulary import LabelTokens, Vocabulary
 from tiers.host import HostedTier
 from tiers.prompt import DIGITS, YES_NO, compose, question_for
-from tiers.sections import VllmTier
+from tiers.screenfile.tiers import VllmTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .conftest import OPTIONS, RUBRIC, job

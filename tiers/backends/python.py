@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tiers.base import Inspection, Job
-from tiers.sections import PythonTier
+from tiers.screenfile.tiers import PythonTier
 from tiers.types import Candidate, Judgement, TierError
 
 

@@ -1,0 +1,105 @@
+"""`tamis demo`: the embedded default, an ordinary screen whose truth happens to be known."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from db.engine import open_engine
+from db.store import Store
+from demo.records import applicants, write_jsonl
+from flows.cli import screen_once
+from flows.report.summary import show
+from flows.settings import Settings
+from tiers.screenfile.file import Screen, load_screen
+
+Truth = Mapping[str, bool]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How the verdicts of a run agree with the truth."""
+
+    recall: float
+    precision: float
+    wrong: int
+
+
+def run_demo(database: str | None, *, count: int, seed: int, console: Console) -> int:
+    """Screen the applicants with the cascade, then all of them with its largest model alone.
+
+    Returns:
+        The exit code: 0 if every applicant has a verdict.
+    """
+    folder = Path(str(files("demo")))
+    truth = _write_applicants(folder / "data" / "applicants.jsonl", count, seed)
+    cascade = load_screen(folder / "screen.yaml")
+    console.print(f"{count:,} made-up applicants, {sum(truth.values()):,} of whom fit the role:")
+    console.print(f"  {cascade.rubric.strip()}\n", style="italic")
+    finished = screen_once(cascade, database, allow_shrink=True)
+    show(finished, console)
+    console.print("\nfor comparison, the largest model on all of them:")
+    alone = screen_once(largest_alone(cascade), database, allow_shrink=True)
+    store = Store(open_engine(Settings().database(database)))
+    runs = {"cascade": finished["run"], "largest model on all": alone["run"]}
+    _show_comparison(store, runs, truth, console)
+    key = finished["run"]
+    console.print(
+        f"\nLook further:\n"
+        f"  tamis results {key} --verdict accepted\n"
+        f"  tamis explain {key} {min(truth)}\n"
+        f"  tamis sql \"SELECT key, score, reading FROM result WHERE run = '{key}' "
+        "AND verdict = 'accepted' ORDER BY score DESC LIMIT 5\"\n"
+        "  tamis ui                      the runs in the Prefect UI\n"
+        "  tamis init my-screen          a screen file of your own",
+    )
+    return 0 if finished["pending"] == finished["failed"] == 0 else 3
+
+
+def largest_alone(cascade: Screen) -> Screen:
+    """The screen that asks the cascade's last tier about everybody."""
+    return cascade.model_copy(
+        update={"screen": f"{cascade.screen}-largest", "tiers": cascade.tiers[-1:]}
+    )
+
+
+def _write_applicants(path: Path, count: int, seed: int) -> Truth:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as output:
+        write_jsonl(applicants(count, seed), output)
+    return {one.applicant_id: one.truth for one in applicants(count, seed)}
+
+
+def quality(results: Mapping[str, str], truth: Truth) -> Quality:
+    """Recall and precision of the accepted; whoever has no verdict counts as not accepted."""
+    accepted = {key for key, verdict in results.items() if verdict == "accepted"}
+    fitting = {key for key, fits in truth.items() if fits}
+    right = len(accepted & fitting)
+    return Quality(
+        recall=right / max(len(fitting), 1),
+        precision=right / max(len(accepted), 1),
+        wrong=len(accepted ^ fitting),
+    )
+
+
+def _show_comparison(store: Store, runs: Mapping[str, str], truth: Truth, console: Console) -> None:
+    table = Table(title="against the truth", title_justify="left")
+    for name in ("", "recall", "precision", "wrong verdicts", "calls of it", "model seconds"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, key in runs.items():
+        run = store.find_run(key)
+        results = {row["key"]: row["verdict"] for row in store.results(run.id)}
+        found = quality(results, truth)
+        costs = store.costs(run.id)
+        table.add_row(
+            name,
+            f"{found.recall:.1%}",
+            f"{found.precision:.1%}",
+            f"{found.wrong:,} of {len(truth):,}",
+            f"{costs[-1].texts:,}",
+            f"{sum(cost.seconds for cost in costs):,.1f}",
+        )
+    console.print(table)

@@ -1,0 +1,39 @@
+"""What a run leaves in the Prefect UI: progress, the funnel, a report."""
+
+import time
+
+from db.store import Run, Store
+from flows.guarantee.audit import alarm_of, alarm_page
+from flows.recorder import current
+from flows.report.summary import account_line, cost_words, markdown, summary
+
+UPDATE_SECONDS = 5.0
+
+
+def publish(store: Store, run: Run) -> None:
+    """Leave the funnel, the report and the account of a run with its flow run."""
+    record = current()
+    finished = summary(store, run)
+    record.say(f"{account_line(finished)}; {cost_words(finished)}")
+    record.table(f"{run.screen}-{run.key}-funnel", f"Funnel of {run.key}", finished["tiers"])
+    record.page(f"{run.screen}-{run.key}-report", f"Report of {run.key}", markdown(finished))
+    if (alarm := alarm_of(store, run)) is not None:
+        page = alarm_page(store, run, alarm)
+        record.page(f"{run.screen}-{run.key}-alarm", f"Alarm of {run.key}", page)
+
+
+class ProgressArtifact:
+    """A tier's progress in the Prefect UI, written at most every five seconds."""
+
+    def __init__(self, run: Run, tier: str) -> None:
+        self._written = time.monotonic()
+        self._key, self._description = f"{run.screen}-{run.key}-{tier}", f"{tier} of {run.key}"
+        current().progress(self._key, self._description, 0.0)
+
+    def update(self, done: int, total: int, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._written < UPDATE_SECONDS and not at_once:
+            return
+        self._written = now
+        percent = min(100.0, 100 * done / max(total, 1))
+        current().progress(self._key, self._description, percent)

@@ -1,0 +1,148 @@
+"""What a run amounts to: one JSON object, a table for people, a page for the Prefect UI."""
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from db.store import BatchState, FunnelRow, Run, RunState, RunStatus, Store
+from flows.commands.console import number
+from flows.guarantee.audit import audit_of, in_words, table_of
+from flows.run.owner import state_of
+
+OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
+ALWAYS = ("judged", "promoted", "accepted", "rejected")
+"""Columns that a table for people shows even where all is zero."""
+COUNTS = ("judged", "reused", "promoted", *OUTCOMES)
+TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
+REASONING = "reasoning_tokens"
+
+
+def summary(store: Store, run: Run) -> dict[str, Any]:
+    """The run in one JSON object.
+
+    `usd` is None where the price is not known, and lacks the candidates that are `out` in batches.
+    """
+    status = store.status(run.id)
+    tiers = [tier_summary(row) for row in store.funnel(run.id)]
+    costs = [tier["usd"] for tier in tiers]
+    return {
+        "run": run.key,
+        "screen": run.screen,
+        "state": str(state_of(status)),
+        "reason": status.reason or _why_interrupted(status),
+        "candidates": status.account.candidates,
+        **{name: getattr(status.account, name) for name in OUTCOMES},
+        "rows": {
+            "read": status.rows_read,
+            "duplicate": status.rows_duplicate,
+            "bad": status.account.bad_rows,
+        },
+        "seconds": round(status.seconds, 3),
+        "usd": None if None in costs else round(sum(costs), 6),
+        "out": sum(
+            batch.lines
+            for batch in store.batches.all(run.id, open_only=True)
+            if batch.state is not BatchState.PREPARED
+        ),
+        "tiers": tiers,
+        "audit": audit_of(store, run),
+    }
+
+
+def _why_interrupted(status: RunStatus) -> str | None:
+    if state_of(status) is not RunState.INTERRUPTED:
+        return None
+    return "its process is gone; run the same command again to go on"
+
+
+def tier_summary(row: FunnelRow) -> dict[str, Any]:
+    """One tier's part of the summary."""
+    return {
+        "name": row.tier,
+        **{name: getattr(row, name) for name in (*COUNTS, *TOKENS, REASONING)},
+        "seconds": round(row.seconds, 3),
+        "usd": None if row.usd is None else round(row.usd, 6),
+    }
+
+
+def show(finished: dict[str, Any], console: Console) -> None:
+    """The funnel as a table, with the sum that shows that nobody is lost."""
+    tiers = finished["tiers"]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("tier")
+    shown = [name for name in COUNTS if name in ALWAYS or any(tier[name] for tier in tiers)]
+    priced = any(tier["usd"] for tier in tiers)
+    for name in (*shown, "tokens", "cached", "written", "seconds", *(["usd"] if priced else [])):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    for tier in tiers:
+        share = tier["cached_tokens"] / max(tier["prompt_tokens"], 1)
+        table.add_row(
+            tier["name"],
+            *(f"{tier[name]:,}" for name in shown),
+            f"{tier['prompt_tokens']:,}",
+            f"{share:.0%}",
+            f"{tier['completion_tokens']:,}",
+            f"{tier['seconds']:,.1f}",
+            *([_usd(tier["usd"])] if priced else []),
+        )
+    why = f", {finished['reason']}" if finished["reason"] else ""
+    console.print(f"run {finished['run']}: {finished['state']}{why}", style="bold")
+    console.print(table)
+    money = f"; {_usd(finished['usd'])} USD" if priced else ""
+    whole = finished.get("whole_seconds")
+    times = f"{finished['seconds']:,.1f} s of work"
+    if whole is not None:
+        times += f", {whole:,.1f} s from start to end"
+    console.print(f"{account_line(finished)}; {times}{money}")
+    if finished["out"]:
+        console.print(f"{finished['out']:,} are out in batches, not counted in the cost so far")
+    if finished["audit"]:
+        console.print(in_words(finished["audit"]))
+    rows = finished["rows"]
+    if rows["bad"] or rows["duplicate"]:
+        look = '; tamis sql "SELECT line, reason FROM bad_row"' if rows["bad"] else ""
+        console.print(
+            f"{rows['read']:,} rows read, {rows['duplicate']:,} of them repeated and "
+            f"{rows['bad']:,} unreadable{look}"
+        )
+
+
+def _usd(dollars: float | None) -> str:
+    """Dollars as people read them; what is not known is said to be so."""
+    if dollars is None:
+        return "unknown"
+    return number(dollars) if dollars else "0.00"
+
+
+def cost_words(finished: dict[str, Any]) -> str:
+    """Time and money, in words."""
+    return f"{finished['seconds']:,.1f} s in all; {_usd(finished['usd'])} USD"
+
+
+def account_line(finished: dict[str, Any]) -> str:
+    """The sum of all outcomes, in words."""
+    parts = " + ".join(f"{finished[name]:,} {name}" for name in OUTCOMES)
+    return f"{finished['candidates']:,} candidates = {parts}"
+
+
+def markdown(finished: dict[str, Any]) -> str:
+    """The report that the Prefect UI shows."""
+    header = ["tier", *COUNTS, "prompt tokens", "of which cached", "written", "seconds", "USD"]
+    lines = [
+        f"# {finished['screen']}: run {finished['run']}",
+        "",
+        account_line(finished),
+        "",
+        f"| {' | '.join(header)} |",
+        "|---|" + "---:|" * (len(header) - 1),
+    ]
+    for tier in finished["tiers"]:
+        cells = [f"{tier[name]:,}" for name in (*COUNTS, *TOKENS)]
+        cells += [f"{tier['seconds']:,.1f}", _usd(tier["usd"])]
+        lines.append(f"| {tier['name']} | {' | '.join(cells)} |")
+    if finished["audit"]:
+        lines += ["", in_words(finished["audit"]), "", *table_of(finished["audit"])]
+    asks = [f"tamis results {finished['run']}", f"tamis explain {finished['run']} KEY"]
+    return "\n".join([*lines, "", "Look further:", "", "```", *asks, "```"])

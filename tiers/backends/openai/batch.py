@@ -1,0 +1,463 @@
+"""The Batch API: files of requests, answered by tomorrow at half the price.
+
+Submitting, looking and collecting are separate steps: what is where is the caller's to remember.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import openai
+import orjson
+
+from tiers.backends.openai.account import config_of, conversation, hide, identity, key_of, prepare
+from tiers.backends.openai.chat import (
+    CHARACTERS_PER_TOKEN,
+    Conversation,
+    Dialect,
+    Unreadable,
+    usage_of,
+)
+from tiers.base import Job
+from tiers.screenfile.tiers import OpenAIBatchTier
+from tiers.types import Candidate, Judgement, TierError
+
+ENDED = frozenset({"completed", "failed", "expired", "cancelled", "gone"})
+TOO_MUCH = "token_limit_exceeded"
+"""The code of a batch that was refused because the account has too many tokens waiting."""
+LISTED = 500
+"""How many of the account's newest batches are looked through for one of ours."""
+SHOWN = 300
+NO_BATCHES = frozenset({404, 405, 501})
+"""What a server answers that has no Files and Batches."""
+TRANSPORT = frozenset({"httpx", "httpx2"})
+"""The packages that openai sends by: their errors come through while an answer is read."""
+NOT_FOUND = 404
+PASSING = frozenset({408, 409, 425, 429})
+"""Refusals that may be other in a while."""
+GONE = "gone"
+"""The state of a batch that the account does not have any more."""
+REPLY_BYTES = 16 << 20
+"""Of a reply or of a line of a file, far more than any needs."""
+REPLY_SECONDS = 600.0
+FILE_LINES = 100_000
+"""Twice as many as a batch may have."""
+FILE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class RemoteBatch:
+    """What the server says of a batch."""
+
+    id: str
+    state: str
+    """The server's own word: validating, in_progress, completed, expired and so on; or gone."""
+    output_file: str | None
+    error_file: str | None
+    reason: str | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+class TryLater(Exception):
+    """The server does not answer well at the moment."""
+
+
+class Refused(TierError):
+    """The server does not take a request, so that nothing came of it."""
+
+    def __init__(self, message: str, said: str, status: int) -> None:
+        super().__init__(message)
+        self.said = said
+        self.status = status
+
+
+class _Endless(openai.OpenAIError):
+    """A reply that is longer, or takes longer, than any that was asked for. Never retried."""
+
+
+class BatchServer:
+    """An account at a server with Files and Batches."""
+
+    def __init__(self, job: Job) -> None:
+        config = config_of(job)
+        if not isinstance(config, OpenAIBatchTier):
+            raise TypeError(f"not a batch tier: {config!r}")
+        self._job = job
+        self._config = config
+        self._key = key_of(config)
+        self.url = config.urls[0]
+        self.fingerprint = hashlib.sha256((self._key or "").encode()).hexdigest()[:16]
+        self.remarks: list[str] = []
+        """What a person should know of the files that were collected."""
+        # A redirect is never followed: it would carry the key to another host.
+        self._client = openai.OpenAI(
+            api_key=self._key,
+            base_url=self.url,
+            max_retries=5,
+            default_headers={"Accept-Encoding": "identity"},  # packed, a few kB can be gigabytes
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, event_hooks={"response": [_bound]}
+            ),
+        )
+        canonical = json.dumps(identity(job), sort_keys=True)
+        self._identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        self._endpoint = "chat/completions" if config.api == "chat" else "completions"
+        self._probable = conversation(job, Dialect.of(config))
+        self._written = conversation(job, Dialect.of(config)._replace(top_logprobs=0))
+        self._talk = self._probable
+
+    def close(self) -> None:
+        self._client.close()
+
+    def probe(self, text: str) -> str | None:
+        """Ask one text at once, to see what the server gives before all are sent.
+
+        Returns:
+            What a person should know of how the tier reads.
+
+        Raises:
+            TierError: the key or the model is wrong, or the request is refused.
+        """
+        tried = {self._talk.dialect}
+        while True:
+            try:
+                with self._trouble():
+                    reply = self._object(
+                        self._client.post(
+                            f"/{self._endpoint}",
+                            body=orjson.loads(self._talk.body([text])),
+                            cast_to=bytes,
+                        )
+                    )
+                break
+            except TryLater:
+                return None  # a server for batches alone: its answers will show
+            except Refused as error:
+                if error.status in NO_BATCHES and "model" not in error.said:
+                    return None
+                other = self._talk.dialect.without(error.said)
+                if other is None or other in tried:
+                    raise
+                tried.add(other)
+                self._talk = conversation(self._job, other)
+        choices = reply.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise self._unexpected(orjson.dumps(reply).decode())
+        if self._talk.by_probability and not self._talk.has_probabilities(choices[0]):
+            self._talk = conversation(self._job, self._talk.dialect._replace(top_logprobs=0))
+            return "the server gives no probabilities: the model writes its verdict instead"
+        return None
+
+    def line(self, candidate: Candidate) -> "tuple[bytes, int] | Judgement":
+        """A candidate as a line of a file and about how many tokens it takes, or its judgement."""
+        prepared = prepare(candidate, self._config)
+        if isinstance(prepared, Judgement):
+            return prepared
+        body = self._talk.body([prepared[0]])
+        name = orjson.dumps(f"{self._identity}-{candidate.id}")
+        target = orjson.dumps(f"/v1/{self._endpoint}")
+        line = b'{"custom_id":%b,"method":"POST","url":%b,"body":%b}\n' % (name, target, body)
+        characters = len("".join(self._talk.prompt)) + len(prepared[0])
+        return line, characters // CHARACTERS_PER_TOKEN + self._talk.most_tokens
+
+    def upload(self, path: Path) -> str:
+        """Send a file of lines; its id there.
+
+        Raises:
+            TierError: the server does not take it, or has no files.
+        """
+        with self._trouble(), path.open("rb") as file:
+            sent = self._client.files.with_raw_response.create(file=file, purpose="batch")
+        file_id = self._object(sent.content).get("id")
+        if not isinstance(file_id, str):
+            raise self._unexpected(sent.text)
+        return file_id
+
+    def create(self, input_file: str, mark: str) -> RemoteBatch:
+        """Have a file worked on.
+
+        Raises:
+            Refused: there is no such batch now.
+            TierError: whether there is one is not known; `find` tells.
+        """
+        endpoint: Any = f"/v1/{self._endpoint}"
+        with self._trouble():
+            made = self._client.batches.with_raw_response.create(
+                input_file_id=input_file,
+                endpoint=endpoint,
+                completion_window="24h",
+                metadata={"tamis": mark},
+            )
+        return self._remote(self._object(made.content))
+
+    def find(self, mark: str) -> RemoteBatch | None:
+        """The batch of this mark, if the server has it."""
+        for batch in islice(self._newest(), LISTED):
+            marks = batch.get("metadata")
+            if isinstance(marks, dict) and marks.get("tamis") == mark:
+                return self._remote(batch)
+        return None
+
+    def _newest(self) -> Iterator[Mapping[str, Any]]:
+        """The account's batches, newest first."""
+        after: Any = openai.omit
+        while True:
+            with self._trouble():
+                page = self._client.batches.with_raw_response.list(limit=100, after=after)
+            listed = self._object(page.content)
+            batches = listed.get("data")
+            if not isinstance(batches, list) or not all(isinstance(one, dict) for one in batches):
+                raise self._unexpected(page.text)
+            yield from batches
+            if not batches or not listed.get("has_more") or after == batches[-1].get("id"):
+                return
+            after = batches[-1].get("id")
+
+    def look(self, remote_id: str) -> RemoteBatch:
+        """How a batch stands; `gone` if the account does not have it any more."""
+        try:
+            with self._trouble():
+                found = self._client.batches.with_raw_response.retrieve(remote_id)
+        except Refused as error:
+            return self._gone(remote_id, error)
+        return self._remote(self._object(found.content))
+
+    def cancel(self, remote_id: str) -> RemoteBatch:
+        """Have a batch stopped; what it has answered is kept and can be collected."""
+        try:
+            with self._trouble():
+                found = self._client.batches.with_raw_response.cancel(remote_id)
+        except Refused as error:
+            return self._gone(remote_id, error)
+        return self._remote(self._object(found.content))
+
+    def _gone(self, remote_id: str, error: Refused) -> RemoteBatch:
+        if error.status != NOT_FOUND:
+            raise error
+        return RemoteBatch(remote_id, GONE, None, None, "the account has no such batch any more")
+
+    def delete(self, file_id: str) -> None:
+        """Delete a file, so that none fill the account's quota; one that is gone is deleted."""
+        with suppress(Refused), self._trouble():
+            self._client.files.with_raw_response.delete(file_id)
+
+    def collect(self, file_id: str) -> Iterator[Judgement]:
+        """The judgements of an output or error file; lines to be sent again are left out.
+
+        Raises:
+            TryLater: the file was cut on its way, or something else came in its place.
+        """
+        readable, unreadable, first = 0, 0, b""
+        try:
+            for raw in self._lines(file_id):
+                try:
+                    line = orjson.loads(raw)
+                except orjson.JSONDecodeError:
+                    line = None
+                if not isinstance(line, dict):
+                    unreadable, first = unreadable + 1, first or raw
+                    continue
+                readable += 1
+                if (judgement := self._judgement(line)) is not None:
+                    yield judgement
+        except Refused as error:
+            if error.status != NOT_FOUND:
+                raise
+            self.remarks.append(f"file {file_id} is gone, and the answers in it")
+        begins = self._shown(first.decode(errors="replace"))
+        if unreadable and not readable:
+            raise TryLater(f"{self._where}: file {file_id} holds no answers, but '{begins}'")
+        if unreadable:
+            self.remarks.append(
+                f"{unreadable:,} of {readable + unreadable:,} lines of file {file_id} cannot be "
+                f"read; the first begins '{begins}'"
+            )
+
+    def _lines(self, file_id: str) -> Iterator[bytes]:
+        """The lines of a file, cut at newlines alone: answers hold what else Python cuts at."""
+        rest: list[bytes] = []
+        lines = size = 0
+        with (
+            self._trouble(),
+            self._client.files.with_streaming_response.content(file_id) as content,
+        ):
+            for piece in content.iter_bytes():
+                *whole, last = piece.split(b"\n")
+                for line in whole:
+                    rest.append(line)
+                    if joined := b"".join(rest).strip():
+                        yield joined
+                    rest, size = [], 0
+                rest.append(last)
+                size += len(last)
+                lines += len(whole)
+                if lines > FILE_LINES:
+                    raise _Endless(f"file {file_id} has more than {FILE_LINES:,} lines")
+                if size > REPLY_BYTES:
+                    raise _Endless(f"a line of file {file_id} has more than {REPLY_BYTES:,} bytes")
+        if joined := b"".join(rest).strip():
+            yield joined
+
+    def _judgement(self, line: Mapping[str, Any]) -> Judgement | None:
+        whose, _, number = str(line.get("custom_id")).rpartition("-")
+        response = line.get("response")
+        if whose != self._identity or not (number.isascii() and number.isdigit()):
+            return None
+        if not isinstance(response, dict):
+            return None
+        body, status = response.get("body"), response.get("status_code")
+        if status == 200 and isinstance(body, dict) and body.get("choices"):
+            return self._read(int(number), body)
+        if status in (400, 413, 422):
+            said = self._shown(_message(body))
+            return Judgement(int(number), None, error=f"the server refused: {said}")
+        return None
+
+    def _read(self, number: int, body: Mapping[str, Any]) -> Judgement:
+        usage, untold = usage_of(body)
+        charged = (usage.prompt, usage.cached, usage.completion, usage.reasoning)
+        try:
+            choice = body["choices"][0]
+            talk: Conversation = (
+                self._probable if self._probable.has_probabilities(choice) else self._written
+            )
+            score, reading, mass, note = talk.read(choice)
+        except Unreadable as error:
+            said = self._shown(str(error))
+            return Judgement(number, None, None, None, *charged, error=said, note=untold)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            said = f"the reply is of another shape: {self._shown(orjson.dumps(body).decode())}"
+            return Judgement(number, None, None, None, *charged, error=said, note=untold)
+        notes = "; ".join(filter(None, (note, untold))) or None
+        return Judgement(number, score, reading, mass, *charged, note=notes)
+
+    def _object(self, content: bytes) -> dict[str, Any]:
+        """The object that an answer of status 200 holds.
+
+        Raises:
+            TierError: it holds something else.
+        """
+        try:
+            found = orjson.loads(content)
+        except orjson.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise self._unexpected(content.decode(errors="replace"))
+        return found
+
+    def _remote(self, batch: Mapping[str, Any]) -> RemoteBatch:
+        remote_id, state = batch.get("id"), batch.get("status")
+        if not isinstance(remote_id, str) or not isinstance(state, str):
+            raise self._unexpected(orjson.dumps(batch).decode())
+        output, error = batch.get("output_file_id"), batch.get("error_file_id")
+        faults = batch.get("errors")
+        listed = faults.get("data") if isinstance(faults, dict) else faults
+        said = [_fault(one) for one in listed[:3]] if isinstance(listed, list) else []
+        return RemoteBatch(
+            remote_id,
+            self._shown(state),
+            output if isinstance(output, str) else None,
+            error if isinstance(error, str) else None,
+            self._shown("; ".join(said)) or None,
+        )
+
+    def _unexpected(self, content: str) -> TierError:
+        return TierError(
+            f"{self._where} answers what is none of the Batch API's: '{self._shown(content)}'; "
+            "check base_url"
+        )
+
+    def _shown(self, text: str) -> str:
+        """The first words, without the key that servers repeat in them."""
+        return hide(" ".join(text.split()), self._key)[:SHOWN]
+
+    @property
+    def _where(self) -> str:
+        return f"tier '{self._config.name}': {self.url}"
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """Turns the openai package's errors into ours, without the key in them."""
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise self._of_status(error) from None
+        except _Endless as error:
+            raise TierError(
+                f"{self._where} misbehaves: {error}. Correct the server or base_url, then run "
+                "again: what was judged is kept"
+            ) from None
+        except openai.OpenAIError as error:
+            raise TryLater(f"{self._where}: {self._shown(str(error))}") from None
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in TRANSPORT:
+                raise
+            raise TryLater(
+                f"{self._where}: the answer was cut off ({self._shown(str(error))})"
+            ) from None
+
+    def _of_status(self, error: openai.APIStatusError) -> Exception:
+        said, status, where = self._shown(str(error)), error.status_code, self._where
+        if 300 <= status < 400:
+            place = self._shown(error.response.headers.get("location", "another address"))
+            return TierError(
+                f"{where} sends us on to {place}; the key is not carried there. Write the right "
+                "address as base_url"
+            )
+        if status in (401, 403):
+            return TierError(f"{where} refuses the key ({said}); check {self._config.key_name}")
+        if (status >= 500 and status not in NO_BATCHES) or status in PASSING:
+            return TryLater(f"{where}: {said}")
+        message = f"{where} refuses the request: {said}"
+        if status in NO_BATCHES and "model" not in said:
+            message = (
+                f"{where} has no Files and Batches, or not this one: {said}; ask a server without "
+                "them with backend: http"
+            )
+        return Refused(message, said, status)
+
+
+def _bound(response: Any) -> None:
+    """Have the client read no more of a response than can be meant, and not for ever.
+
+    Called by the client before it reads the body; files are read line by line, in `_lines`.
+    """
+    if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise _Endless("the reply is packed, which nobody asked for")
+    file = response.status_code == 200 and response.request.url.path.endswith("/content")
+    seconds = FILE_SECONDS if file else REPLY_SECONDS
+    read = response.iter_raw
+
+    def bounded(*arguments: Any, **settings: Any) -> Iterator[bytes]:
+        size, began = 0, time.monotonic()
+        for piece in read(*arguments, **settings):
+            size += len(piece)
+            if size > REPLY_BYTES and not file:
+                raise _Endless(f"its reply is longer than {REPLY_BYTES:,} bytes")
+            if time.monotonic() - began > seconds:
+                raise _Endless(f"its reply takes longer than {seconds:g} s")
+            yield piece
+
+    response.iter_raw = bounded
+
+
+def _fault(fault: object) -> str:
+    """A fault of a batch as `code: message`."""
+    if not isinstance(fault, dict):
+        return str(fault)
+    return f"{fault.get('code')}: {fault.get('message')}"
+
+
+def _message(body: object) -> str:
+    """What a refusal says, in whatever shape."""
+    error = (body.get("error") or body) if isinstance(body, dict) else body
+    return str((error.get("message") or error) if isinstance(error, dict) else error)

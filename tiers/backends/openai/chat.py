@@ -1,0 +1,438 @@
+"""The OpenAI protocol: a candidate to a request's body, a reply to a score. No network in here."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from tiers.prompt import (
+    DIGITS,
+    VERDICT_LEAD,
+    YES_NO,
+    Labels,
+    Prompt,
+    compose,
+    question_for,
+    reply_schema,
+)
+from tiers.screenfile.tiers import HttpTier, JsonAsk, OpenAIBatchTier, RemoteTier
+
+CHARACTERS_PER_TOKEN = 4
+"""A guess for texts whose tokenizer is the server's: only for lengths, limits and reserves."""
+UNSURE = 0.05
+"""A score that labels outside the list could move by more is recorded with its range."""
+MOST_TOKENS = 10_000_000
+"""Of one request, more than any model reads; sums over many attempts stay below 2 ** 31."""
+UNTOLD = "its tokens are not counted: the server tells a number that cannot be"
+MOST_PROBABILITY = 1.01
+"""What rounding may make of a list that adds up to 1."""
+NO_PROBABILITY = -9998.0
+"""What vLLM gives instead of minus infinity."""
+
+_CONTROL = re.compile(
+    r"<(?=\|)|<(?=/?(?:s|bos|eos|pad|unk|think|tool_call|tool_response|start_of_turn|end_of_turn)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\])",
+    re.IGNORECASE,
+)
+_VERDICT_AT = re.compile(r'"verdict"\s*:\s*"?')
+_WORD = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+_FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
+
+AnyRemote = HttpTier | OpenAIBatchTier
+Json = dict[str, Any]
+
+
+class Unreadable(ValueError):
+    """A reply in which no answer can be read; the message says what it holds."""
+
+
+class Dialect(NamedTuple):
+    """What of the protocol a server takes. Begins with the best and is cut down by its replies."""
+
+    top_logprobs: int
+    schema: str | None = "json_schema"
+    limit: str = "max_tokens"
+    named: tuple[int, ...] = ()
+    """Tokens whose probabilities are asked for by number, wherever they rank."""
+    plain: frozenset[str] = frozenset()
+    """Settings that are left out because the server refuses them."""
+    other_limit: bool = False
+    """Whether `limit` was changed: some refusals name both, and neither helps then."""
+
+    @classmethod
+    def of(cls, config: RemoteTier) -> "Dialect":
+        return cls(config.known.top_logprobs, limit=config.known.limit)
+
+    def without(self, complaint: str) -> "Dialect | None":
+        """The dialect that avoids what a server's refusal names; None if it names nothing of ours.
+
+        Args:
+            complaint: the text of the refusal, of status 400 or 422.
+        """
+        said = complaint.lower()
+        if "logprob_token_ids" in said and self.named:
+            return self._replace(named=())
+        if "logprobs" in said and self.top_logprobs:
+            return self._replace(top_logprobs=5 if self.top_logprobs > 5 else 0)
+        if not self.other_limit:
+            if "max_completion_tokens" in said and self.limit == "max_tokens":
+                return self._replace(limit="max_completion_tokens", other_limit=True)
+            if "max_tokens" in said and self.limit != "max_tokens" and "context" not in said:
+                return self._replace(limit="max_tokens", other_limit=True)
+        if ("response_format" in said or "schema" in said) and self.schema:
+            return self._replace(schema="json_object" if self.schema == "json_schema" else None)
+        for setting in ("temperature", "prompt_cache_key", "seed"):
+            if setting in said and setting not in self.plain:
+                return self._replace(plain=self.plain | {setting})
+        return None
+
+
+class Usage(NamedTuple):
+    """Tokens that a server charged, summed over the attempts at one candidate."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+    def __add__(self, other: object) -> "Usage":
+        if not isinstance(other, Usage):
+            return NotImplemented
+        return Usage(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+
+class Reading(NamedTuple):
+    """What one reply says."""
+
+    score: float
+    reading: str
+    mass: float | None = None
+    note: str | None = None
+
+
+class Conversation:
+    """Turns candidates into bodies and replies into readings, for one tier and one dialect."""
+
+    def __init__(self, rubric: str, config: AnyRemote, dialect: Dialect, cache_key: str) -> None:
+        self.dialect = dialect
+        self.labels = DIGITS if config.ask == "score" else YES_NO
+        self._config = config
+        self._spelled = {
+            spelling: number
+            for number, name in enumerate(self.labels.names)
+            for spelling in self.labels.spellings(name)
+        }
+        self.prompt = self._prompt(rubric)
+        self._before, self._between, self._after = self._envelope(cache_key)
+
+    @property
+    def by_probability(self) -> bool:
+        """Whether scores are read from probabilities, and not from what the model writes."""
+        return self.dialect.top_logprobs > 0
+
+    @property
+    def spellings(self) -> list[str]:
+        """All spellings of all labels."""
+        return list(self._spelled)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the reply is an object in JSON."""
+        return isinstance(self._config.ask, JsonAsk) or not self.by_probability
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest reply."""
+        return self._config.max_tokens if self.writes else 1
+
+    def body(self, texts: Sequence[str]) -> bytes:
+        """The request for these texts; more than one only with `api: completions`."""
+        inside = [orjson.dumps(text)[1:-1] for text in texts]
+        return self._before + self._between.join(inside) + self._after
+
+    def read(self, choice: Mapping[str, Any]) -> Reading:
+        """Read one choice of a reply.
+
+        Raises:
+            Unreadable: it holds no verdict, or the probabilities are no numbers.
+        """
+        if self._config.api == "completions":
+            content, lists = choice.get("text"), _completion_lists(choice)
+        else:
+            message = choice.get("message") or {}
+            content, lists = message.get("content"), _chat_lists(choice)
+        if not self.writes:
+            if not lists:
+                raise Unreadable("the reply holds no probabilities")
+            return self._from_probabilities(lists[0][1])
+        if self.by_probability and not lists:
+            raise Unreadable("the reply holds no probabilities")
+        return self._from_text(content, lists, choice.get("finish_reason"))
+
+    def has_probabilities(self, choice: Mapping[str, Any]) -> bool:
+        """Whether the server gave the probabilities that were asked for."""
+        completions = self._config.api == "completions"
+        try:
+            return bool(_completion_lists(choice) if completions else _chat_lists(choice))
+        except (KeyError, TypeError, AttributeError):
+            return False
+
+    def _prompt(self, rubric: str) -> Prompt:
+        ask = self._config.ask
+        fields: Mapping[str, str] | None = ask.fields if isinstance(ask, JsonAsk) else None
+        if fields is None and not self.by_probability:
+            fields = {"score": "int"} if ask == "score" else {}
+        if fields is not None and not self.by_probability:
+            fields = dict(fields)
+            fields["confidence"] = "float"
+        question = question_for(str(ask) if fields is None else fields)
+        if fields is not None and not self.by_probability:
+            question += ' "confidence" is the probability, from 0 to 1, that the verdict is right.'
+            if ask == "score":
+                question += ' "score" is a whole number from 0 (does not meet it) to 9 (fully).'
+        self._fields = fields or {}
+        prompt = compose(rubric, question, self._config.prompt)
+        if self.writes and self._config.api == "completions":
+            return Prompt(prompt.head, prompt.tail + VERDICT_LEAD)
+        return prompt
+
+    def _envelope(self, cache_key: str) -> tuple[bytes, bytes, bytes]:
+        """The body's bytes before, between and after the candidates' texts."""
+        config, dialect = self._config, self.dialect
+        text = mark = "\u2063prompt\u2063"
+        settings: Json = {"model": config.model}
+        if config.api == "completions":
+            settings |= {"prompt": [text], "logprobs": dialect.top_logprobs or None}
+        else:
+            settings["messages"] = [{"role": "user", "content": text}]
+            if self.by_probability:
+                settings |= {"logprobs": True, "top_logprobs": dialect.top_logprobs}
+            if self.writes and dialect.schema:
+                settings["response_format"] = self._format(dialect.schema)
+        if dialect.named and not self.writes:
+            settings["logprob_token_ids"] = dialect.named
+        limit = "max_tokens" if config.api == "completions" else dialect.limit
+        settings |= {limit: self.most_tokens, "temperature": 0}
+        if config.known.cache_key:
+            settings["prompt_cache_key"] = cache_key
+        settings |= config.extra
+        kept = {k: v for k, v in settings.items() if k not in dialect.plain and v is not None}
+        whole = orjson.dumps(kept)
+        before, after = whole.split(mark.encode())
+        head, tail = (orjson.dumps(part)[1:-1] for part in self.prompt[:2])
+        return before + head, tail + b'","' + head, tail + after
+
+    def _format(self, schema: str) -> Json:
+        if schema == "json_object":
+            return {"type": "json_object"}
+        shape = {"name": "verdict", "strict": True, "schema": reply_schema(self._fields)}
+        return {"type": "json_schema", "json_schema": shape}
+
+    def _from_probabilities(self, listed: Iterable[tuple[str, float]]) -> Reading:
+        answer = read_listed(listed, self._spelled, self.labels)
+        if answer.score is None or answer.reading is None:
+            names = " nor ".join((self.labels.names[0], self.labels.names[-1]))
+            why = f"neither {names} is among the likeliest tokens of the reply"
+            raise Unreadable(answer.note or why)
+        return Reading(answer.score, answer.reading, answer.mass, answer.note)
+
+    def _from_text(self, content: Any, lists: "Lists", finish: Any) -> Reading:
+        if not isinstance(content, str) or not content.strip():
+            raise Unreadable("the reply is empty")
+        led = self._config.api == "completions"
+        text = VERDICT_LEAD + content if led else _FENCE.sub("", content)
+        said = _object(text)
+        if said is None:
+            word = None if led else _WORD.match(text)
+            if isinstance(self._config.ask, JsonAsk) or word is None:
+                cut = f"; it was cut at {self.most_tokens:,} tokens, raise max_tokens"
+                raise Unreadable(f"the reply is not the JSON asked for{cut * (finish == 'length')}")
+            said = {"verdict": word[1].lower()}
+        verdict = str(said.get("verdict", "")).strip().lower()
+        if verdict not in YES_NO.names:
+            raise Unreadable(f"the reply's verdict is {said.get('verdict')!r}, not yes or no")
+        said["verdict"] = verdict
+        if self.by_probability:
+            return self._with_probability(said, lists, led=led)
+        return self._as_written(said)
+
+    def _with_probability(self, said: Json, lists: "Lists", *, led: bool) -> Reading:
+        """The score is the probability of the verdict's own token, wherever it stands."""
+        listed = lists[0][1] if led else _verdict_list(lists)
+        answer = (
+            None if listed is None else read_listed(_begun(listed), {"yes": 0, "no": 1}, YES_NO)
+        )
+        if answer is None or answer.score is None:
+            why = "the verdict's own probability is not among those of the reply"
+            raise Unreadable((answer and answer.note) or why)
+        confidence = round(max(answer.score, 1 - answer.score), 4)
+        reading = {"verdict": said.pop("verdict"), "confidence": confidence, **said}
+        return Reading(answer.score, orjson.dumps(reading).decode(), answer.mass, answer.note)
+
+    def _as_written(self, said: Json) -> Reading:
+        """The score of a server without probabilities: what the model wrote of itself."""
+        reading = orjson.dumps(said).decode()
+        note = "no probabilities from the server: the score is what the model wrote"
+        score = said.get("score")
+        if self._config.ask == "score" and isinstance(score, int | float) and 0 <= score <= 9:
+            return Reading(score / 9, reading, None, note)
+        sure = said.get("confidence")
+        known = isinstance(sure, int | float) and not isinstance(sure, bool) and 0 <= sure <= 1
+        confidence = max(float(sure), 0.5) if known and sure is not None else 1.0
+        return Reading(
+            confidence if said["verdict"] == "yes" else 1 - confidence, reading, None, note
+        )
+
+
+Lists = list[tuple[str, list[tuple[str, float]]]]
+"""For each token of a reply: the token, and the likeliest ones with their log-probabilities."""
+
+
+class ListedAnswer(NamedTuple):
+    """An answer read from a list of the likeliest tokens; without a score, the note may say why."""
+
+    score: float | None
+    reading: str | None
+    mass: float | None
+    note: str | None = None
+
+
+def read_listed(
+    listed: Iterable[tuple[str, float]], spelled: Mapping[str, int], labels: Labels
+) -> ListedAnswer:
+    """Score the labels by the likeliest tokens alone.
+
+    A spelling outside the list is at most as likely as the least likely in it, and all together
+    are at most what the list leaves: a label that is missing is given half of that bound, and the
+    score's range is told where it matters.
+
+    Args:
+        listed: tokens and their log-probabilities, most of a position's likeliest.
+        spelled: the position in `labels` of the label that each spelling stands for.
+        labels: the answers.
+    """
+    share = [0.0] * len(labels.names)
+    least, total, found = 1.0, 0.0, False
+    for token, logprob in listed:
+        if not logprob > NO_PROBABILITY:  # NaN too
+            if token in spelled:
+                return ListedAnswer(None, None, None)
+            continue
+        probability = math.exp(min(logprob, 1.0))
+        total += probability
+        least = min(least, probability)
+        number = spelled.get(token)
+        if number is not None:
+            share[number] += probability
+            found = True
+    if total > MOST_PROBABILITY:
+        return ListedAnswer(None, None, None, "its probabilities add up to more than 1")
+    if not found:
+        return ListedAnswer(None, None, None)
+    mass = min(sum(share), 1.0)
+    reading = labels.names[max(range(len(share)), key=share.__getitem__)]
+    missing = [value for value, each in zip(labels.values, share, strict=True) if not each]
+    known = sum(each * value for each, value in zip(share, labels.values, strict=True))
+    if not missing:
+        return ListedAnswer(min(known / mass, 1.0), reading, mass)
+    rest = min(least * len(missing), max(1.0 - total, 0.0))
+    ends = [(known + rest * value) / (mass + rest) for value in (min(missing), max(missing))]
+    low, high = min(*ends, known / mass), min(max(*ends, known / mass), 1.0)
+    note = (
+        f"labels outside the list: score {low:.3f} to {high:.3f}" if high - low > UNSURE else None
+    )
+    return ListedAnswer((low + high) / 2, reading, mass, note)
+
+
+def clean(text: str) -> str:
+    """The text with control strings of common models broken up, so that they stay text."""
+    if "<" not in text and "[" not in text:
+        return text
+    return _CONTROL.sub(lambda found: f"{found[0]} ", text)
+
+
+def usage_of(reply: Mapping[str, Any]) -> tuple[Usage, str | None]:
+    """The tokens that a reply charges, nothing where the server does not tell; and a note.
+
+    Numbers that no request can have count as not told: they would be paid for, or stored, as they
+    are.
+    """
+    usage = reply.get("usage")
+    if not isinstance(usage, dict) or not usage.get("prompt_tokens"):
+        return Usage(), None
+    try:
+        told = Usage(
+            _tokens(usage["prompt_tokens"]),
+            _tokens((usage.get("prompt_tokens_details") or {}).get("cached_tokens")),
+            _tokens(usage.get("completion_tokens")),
+            _tokens((usage.get("completion_tokens_details") or {}).get("reasoning_tokens")),
+        )
+    except (AttributeError, ValueError):
+        return Usage(), UNTOLD
+    return (told, None) if told.cached <= told.prompt else (Usage(), UNTOLD)
+
+
+def _tokens(told: Any) -> int:
+    """A number of tokens as a server tells it; none where it says nothing.
+
+    Raises:
+        ValueError: no request has so many.
+    """
+    number = 0 if told is None else told
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ValueError(f"no number: {number!r}")
+    if not 0 <= number <= MOST_TOKENS or number != int(number):
+        raise ValueError(f"no number of tokens: {number!r}")
+    return int(number)
+
+
+def _object(text: str) -> Json | None:
+    try:
+        said = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        end = text.rfind("}")
+        try:
+            said = orjson.loads(text[: end + 1])  # some models go on after the object
+        except orjson.JSONDecodeError:
+            return None
+    return said if isinstance(said, dict) else None
+
+
+def _chat_lists(choice: Mapping[str, Any]) -> Lists:
+    content = (choice.get("logprobs") or {}).get("content") or []
+    return [
+        (each["token"], [(one["token"], one["logprob"]) for one in each["top_logprobs"]])
+        for each in content
+        if each.get("top_logprobs")
+    ]
+
+
+def _completion_lists(choice: Mapping[str, Any]) -> Lists:
+    logprobs = choice.get("logprobs") or {}
+    tokens, tops = logprobs.get("tokens") or [], logprobs.get("top_logprobs") or []
+    return [(token, list(top.items())) for token, top in zip(tokens, tops, strict=False) if top]
+
+
+def _verdict_list(lists: Lists) -> list[tuple[str, float]] | None:
+    """The likeliest tokens where the verdict's value begins; the value's quote may be in them."""
+    text = ""
+    for token, listed in lists:
+        before = len(text)
+        text += token
+        found = _VERDICT_AT.search(text)
+        if found and len(text) > found.end():
+            skipped = max(found.end() - before, 0)
+            return [(each[skipped:], logprob) for each, logprob in listed]
+    return None
+
+
+def _begun(listed: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Tokens as the label that they begin: y, ye and yes are one."""
+    found = []
+    for token, logprob in listed:
+        word = re.split(r"\W", token.strip().lstrip('"').lower(), maxsplit=1)[0]
+        label = next((name for name in YES_NO.names if word and name.startswith(word)), token)
+        found.append((label, logprob))
+    return found

@@ -1,0 +1,539 @@
+"""The HTTP tier: any OpenAI-compatible server, at one address or several at once.
+
+An event loop runs inside `judge`, and only while a judgement is waited for. A task is one attempt
+at one request; what has to wait for another attempt waits in a heap, not in a task.
+"""
+
+import asyncio
+import heapq
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import aiohttp
+import orjson
+import uvloop
+
+from tiers.backends.openai.account import conversation, hide, key_of, prepare
+from tiers.backends.openai.address import (
+    ERROR_BYTES,
+    Address,
+    Failure,
+    Refusal,
+    Unfit,
+    read_bounded,
+)
+from tiers.backends.openai.chat import (
+    CHARACTERS_PER_TOKEN,
+    Dialect,
+    Reading,
+    Unreadable,
+    Usage,
+    usage_of,
+)
+from tiers.backends.openai.pacing import backoff
+from tiers.base import Job
+from tiers.screenfile.tiers import HttpTier
+from tiers.types import Candidate, Judgement, TierError
+
+TURN_SECONDS = 0.05
+TURN_ROWS = 512
+UNREADABLE_ATTEMPTS = 3
+"""A reply without a verdict is asked for so many times: at temperature 0 it seldom changes."""
+REFUSED_IN_A_ROW = 20
+"""So many refusals without an answer between them, and it is not the candidates."""
+UNREADABLE_AT_FIRST = 20
+"""So many replies without one verdict, and it is the model or the question."""
+FIRST_ANSWER_SECONDS = 10.0
+"""How long to wait for a server that has never answered."""
+NAME_SHOWN = 100
+
+NOTHING = Usage()
+
+
+@dataclass(slots=True)
+class Sent:
+    """One text of a request."""
+
+    id: int
+    text: str
+    note: str | None
+    usage: Usage = NOTHING
+    unreadable: int = 0
+    untold: str | None = None
+    """Why its tokens are not counted: a part of them would look like all."""
+
+
+@dataclass(slots=True)
+class Ask:
+    """A request and what became of the attempts at it."""
+
+    texts: list[Sent]
+    attempts: int = 0
+    failed_at: Address | None = None
+    """To be asked elsewhere the next time."""
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens its texts have."""
+        return sum(len(each.text) for each in self.texts) // CHARACTERS_PER_TOKEN
+
+
+class Http:
+    """A model behind one or several addresses."""
+
+    def __init__(self, job: Job) -> None:
+        if not isinstance(job.config, HttpTier):
+            raise TypeError(f"not an http tier: {job.config!r}")
+        self._job = job
+        self._config = config = job.config
+        self.rates: Mapping[str, float] = {}
+        self._remarks: list[str] = []
+        key = key_of(config)
+        self._addresses = [Address(url, config, key) for url in config.urls]
+        self._talk = conversation(job, Dialect.of(config))
+        self._shared_tokens = len("".join(self._talk.prompt)) // CHARACTERS_PER_TOKEN
+        self._settled = False
+        """Whether a reply has shown that the server speaks the dialect."""
+        self._group = config.prompts_per_request if config.api == "completions" else 1
+        self._grouped = False
+        """Whether a request with several texts has gone well."""
+        self._loop = uvloop.new_event_loop()
+        self._session: aiohttp.ClientSession | None = None
+        self._woken = asyncio.Event()
+        self._running = False
+        """Whether a turn is under way: between two of them nothing new begins."""
+        self._source: Iterator[Ask] = iter(())
+        self._exhausted = True
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._again: list[tuple[float, int, Ask]] = []
+        self._numbers = count()
+        self._ready: list[Judgement] = []
+        self._refusals: list[Judgement] = []
+        """Since the last answer; they stand once there is another one."""
+        self._readable = self._unreadable = 0
+        self._interrupted = False
+        self._fatal: BaseException | None = None
+        self._last_failure: Failure | None = None
+        self._answered = False
+        self._good_at = self._left_at = 0.0
+        """When the last good answer came, and when the loop last stood still."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """In the order in which they showed."""
+        return self._remarks
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
+        """Judgements in the order in which the server gives them.
+
+        Raises:
+            TierError: the key, the model or the address is wrong, or no server answers.
+        """
+        self._source, self._exhausted = self._prepared(candidates), False
+        self._good_at = self._left_at = time.monotonic()
+        try:
+            while True:
+                judgements, over = self._loop.run_until_complete(self._turn())
+                yield from judgements
+                if self._fatal is not None:
+                    raise self._fatal
+                if over or self._interrupted:
+                    yield from self._stand()
+                    return
+        except KeyboardInterrupt:
+            yield from self._ready
+            raise
+        finally:
+            self._loop.run_until_complete(self._cancel())
+
+    def interrupt(self) -> None:
+        """End `judge` in another thread, without the answers that are under way."""
+        self._interrupted = True
+        self._loop.call_soon_threadsafe(self._woken.set)
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._loop.run_until_complete(self._session.close())
+        self._loop.close()
+
+    def _prepared(self, candidates: Iterable[Candidate]) -> Iterator[Ask]:
+        """Requests; what cannot be sent is judged at once."""
+        texts: list[Sent] = []
+        for candidate in candidates:
+            prepared = prepare(candidate, self._config)
+            if isinstance(prepared, Judgement):
+                self._ready.append(prepared)
+                continue
+            texts.append(Sent(candidate.id, *prepared))
+            if len(texts) >= (self._group if self._settled else 1):
+                yield Ask(texts)
+                texts = []
+        if texts:
+            yield Ask(texts)
+
+    async def _turn(self) -> tuple[list[Judgement], bool]:
+        """Work until there are judgements worth returning, or nothing is left to do."""
+        if self._session is None:
+            self._session = self._open()
+            await self._name_labels()
+        now = time.monotonic()
+        self._good_at += now - self._left_at  # while the loop stood still, nobody could answer
+        until = now + TURN_SECONDS
+        self._woken.clear()
+        self._running = True
+        while self._fatal is None and not self._interrupted:
+            now = time.monotonic()
+            self._start(now)
+            self._check_patience(now)
+            if self._over or (self._ready and (now >= until or len(self._ready) >= TURN_ROWS)):
+                break
+            await self._sleep(now, until)
+        self._running = False
+        judgements, self._ready = self._ready, []
+        self._left_at = time.monotonic()
+        return judgements, self._over
+
+    @property
+    def _over(self) -> bool:
+        return self._exhausted and not self._tasks and not self._again
+
+    async def _name_labels(self) -> None:
+        """Where a server can give the probability of any token, ask for the labels' by number."""
+        if not self._config.known.named_logprobs or self._talk.writes:
+            return
+        assert self._session is not None  # noqa: S101 - for the type checker
+        url = self._config.urls[0].removesuffix("/v1") + "/tokenize"
+        single = []
+        for spelling in self._talk.spellings:
+            body = {"model": self._config.model, "prompt": spelling, "add_special_tokens": False}
+            try:
+                async with self._session.post(url, json=body, allow_redirects=False) as reply:
+                    tokens = orjson.loads(await read_bounded(reply, ERROR_BYTES))["tokens"]
+            except (aiohttp.ClientError, Failure, TimeoutError, KeyError, TypeError, ValueError):
+                return  # then the likeliest tokens have to do
+            if len(tokens) == 1:
+                single.append(int(tokens[0]))
+        self._speak(self._talk.dialect._replace(named=tuple(dict.fromkeys(single))))
+
+    def _open(self) -> aiohttp.ClientSession:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers["Accept-Encoding"] = "identity"
+        if (key := key_of(self._config)) is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        return aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            timeout=aiohttp.ClientTimeout(total=self._config.timeout_seconds, sock_connect=10),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent",),
+            auto_decompress=False,
+        )
+
+    def _start(self, now: float) -> None:
+        """Start what may start."""
+        while free := self._free(now):
+            if self._again and self._again[0][0] <= now:
+                ask = heapq.heappop(self._again)[2]
+            elif (new := next(self._source, None)) is not None:
+                ask = new
+            else:
+                self._exhausted = True
+                return
+            address = self._best(free, ask.failed_at)
+            address.begin(ask.tokens + self._shared_tokens * len(ask.texts), now)
+            task = self._loop.create_task(self._attempt(ask, address))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _free(self, now: float) -> list[Address]:
+        """The addresses that may be asked. Only one is, until it has shown what it gives."""
+        if not self._settled and self._tasks:
+            return []
+        return [address for address in self._addresses if address.free(now)]
+
+    @staticmethod
+    def _best(free: list[Address], avoid: Address | None) -> Address:
+        """The address that would answer first, but another one than where it failed."""
+        if len(free) == 1:
+            return free[0]
+        others = [address for address in free if address is not avoid]
+        return min(others, key=lambda each: (each.in_flight + 1) * each.latency)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """The next request begins at once; the turn wakes only for what it alone can do."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, TierError):
+                error = TierError(f"tier '{self._config.name}': {type(error).__name__}: {error}")
+            self._fatal = self._fatal or error
+        if self._running and self._fatal is None:
+            try:
+                self._start(time.monotonic())
+            except BaseException as error:  # noqa: BLE001 - the source's: `judge` raises it
+                self._fatal = error
+        if self._fatal is not None or self._over or len(self._ready) >= TURN_ROWS:
+            self._woken.set()
+
+    async def _sleep(self, now: float, until: float) -> None:
+        """Wait for the time to ask again, for the end of the turn, or for enough replies."""
+        moments = [until if self._ready else now + TURN_SECONDS]
+        if self._again:
+            moments.append(self._again[0][0])
+        moments += [now + wait for each in self._addresses if (wait := each.wait(now)) > 0]
+        alarm = self._loop.call_later(max(min(moments) - now, 0.001), self._woken.set)
+        await self._woken.wait()
+        alarm.cancel()
+        self._woken.clear()
+
+    async def _attempt(self, ask: Ask, address: Address) -> None:
+        """One request: its judgements are ready, or it is put back to be asked again."""
+        assert self._session is not None  # noqa: S101 - for the type checker
+        began = time.monotonic()
+        failure: Failure | None = None
+        try:
+            reply = await address.post(self._session, self._talk.body([t.text for t in ask.texts]))
+            shares, untold = _shares(reply, ask)
+            for sent, usage in zip(ask.texts, shares, strict=True):
+                sent.usage += usage
+                sent.untold = sent.untold or untold
+            self._check_model(reply, address)
+        except Failure as error:
+            failure = error
+        except Refusal as error:
+            address.end(began, None)
+            self._refused(ask, str(error), address)
+            return
+        except Unfit as error:
+            address.in_flight -= 1
+            self._set_aside(ask, str(error), address)
+            return
+        except BaseException:
+            address.in_flight -= 1
+            raise
+        address.end(began, failure)
+        if failure is None:
+            self._good_at, self._answered = time.monotonic(), True
+            address.good += 1
+            self._ready += self._stand()
+            self._read(ask, reply, self._good_at - began, address)
+        else:
+            self._failed(ask, failure, address)
+
+    def _check_model(self, reply: Mapping[str, Any], address: Address) -> None:
+        """Refuse a reply that another model gave than the one asked, or than the first reply's."""
+        told, asked = reply.get("model"), self._config.model
+        if not isinstance(told, str) or told == address.served:
+            return
+        told = hide(told, key_of(self._config))[:NAME_SHOWN]
+        if address.served is None:
+            address.served = told
+            if asked not in told and told not in asked:
+                self._remarks.append(f"{address.url} calls the model '{told}', not '{asked}'")
+        elif told != address.served:
+            raise Failure(f"the reply is of the model '{told}', not of '{address.served}'")
+
+    def _read(self, ask: Ask, reply: dict[str, Any], seconds: float, address: Address) -> None:
+        given = reply["choices"]
+        choices = {_place(choice, i): choice for i, choice in enumerate(given)}
+        if len(ask.texts) == 1:
+            choices = {0: given[0]}  # whatever number it has
+        if not self._settled and not self._settle(ask, given[0]):
+            return
+        if address.good == 1 and self._gives_less(address, given[0]):
+            self._put_back(ask, 0.0)
+            return
+        if len(choices) < len(ask.texts):
+            self._one_by_one(ask)
+            return
+        self._grouped |= len(ask.texts) > 1
+        for i, sent in enumerate(ask.texts):
+            try:
+                reading = self._talk.read(choices[i])
+            except Unreadable as error:
+                self._no_verdict(sent, str(error), seconds)
+            except (KeyError, TypeError, AttributeError, ValueError):
+                self._no_verdict(sent, "the reply is not shaped as the protocol says", seconds)
+            else:
+                self._readable += 1
+                self._ready.append(_judgement(sent, seconds, reading=reading))
+
+    def _settle(self, ask: Ask, choice: Mapping[str, Any]) -> bool:
+        """See from the first reply what the server gives; without probabilities, ask otherwise."""
+        if self._talk.by_probability and not self._talk.has_probabilities(choice):
+            self._speak(self._talk.dialect._replace(top_logprobs=0))
+            self._put_back(ask, 0.0)
+            return False
+        self._settled = True
+        if not self._talk.by_probability:
+            self._remarks.append(
+                "the server gives no probabilities: the model writes its verdict and how sure it "
+                "is, which is dearer and coarser"
+            )
+        return True
+
+    def _speak(self, dialect: Dialect) -> None:
+        self._talk = conversation(self._job, dialect)
+
+    def _gives_less(self, address: Address, choice: Mapping[str, Any]) -> bool:
+        """Whether an address gives no probabilities where another does; it is then left out."""
+        less = self._talk.by_probability and not self._talk.has_probabilities(choice)
+        if less and any(other.good for other in self._addresses if other is not address):
+            self._leave_out(address, "it gives no probabilities")
+            return True
+        return False
+
+    def _leave_out(self, address: Address, why: str) -> None:
+        if not address.unfit:
+            self._remarks.append(f"{address.url} is left out, as other addresses give more: {why}")
+        address.unfit = True
+
+    def _set_aside(self, ask: Ask, why: str, address: Address) -> None:
+        """Ask no more at an address that misbehaves; the others go on, if there are any."""
+        if not address.unfit:
+            self._remarks.append(f"{address.url} is set aside: {why}")
+        address.unfit = True
+        if all(each.unfit for each in self._addresses):
+            self._fatal = self._fatal or TierError(
+                f"tier '{self._config.name}': {address.url} is set aside, and no other address is "
+                f"left: {why}. Correct the server or base_url, then run again: what was judged is "
+                "kept"
+            )
+        self._put_back(ask, 0.0)
+
+    def _stand(self) -> list[Judgement]:
+        """Refusals that an answer has shown to be about the candidates."""
+        refusals, self._refusals = self._refusals, []
+        return refusals
+
+    def _refused(self, ask: Ask, said: str, address: Address) -> None:
+        """The server will not take the request: another dialect, each text alone, or a person."""
+        other = self._talk.dialect.without(said)
+        too_long = "context" in said.lower() or "too long" in said.lower()
+        if not self._settled and other is not None:
+            self._speak(other)
+            self._put_back(ask, 0.0)
+        elif len(ask.texts) > 1:
+            self._one_by_one(ask)
+        elif other is not None and not address.good and self._answered:
+            self._leave_out(address, said)
+            self._put_back(ask, 0.0)
+        elif too_long:
+            self._ready.append(_judgement(ask.texts[0], 0.0, error=f"the server refused: {said}"))
+        elif self._settled and len(self._refusals) < REFUSED_IN_A_ROW:
+            refusal = _judgement(ask.texts[0], 0.0, error=f"the server refused: {said}")
+            self._refusals.append(refusal)
+        else:
+            self._fatal = TierError(
+                f"tier '{self._config.name}': {address.url} refuses the request: {said}"
+            )
+
+    def _one_by_one(self, ask: Ask) -> None:
+        """Ask each text of a group alone; where no group ever went well, there are no more."""
+        if not self._grouped:
+            self._group = 1
+        for sent in ask.texts:
+            self._put_back(Ask([sent]), 0.0)
+
+    def _failed(self, ask: Ask, failure: Failure, address: Address) -> None:
+        """Ask again later; a request that fails where others go well is given up in the end."""
+        self._last_failure = failure
+        ask.failed_at = address
+        if failure.counts and len(ask.texts) > 1:
+            self._one_by_one(ask)  # some servers break on what they should refuse
+            return
+        if failure.counts and address.healthy:
+            ask.attempts += 1
+        if ask.attempts <= self._config.retries:
+            self._put_back(ask, max(failure.after or 0.0, backoff(max(ask.attempts, 1))))
+            return
+        for sent in ask.texts:
+            error = f"gave up after {ask.attempts} attempts: {failure}"
+            self._ready.append(_judgement(sent, 0.0, error=error, failed=True))
+
+    def _no_verdict(self, sent: Sent, said: str, seconds: float) -> None:
+        sent.unreadable += 1
+        self._unreadable += 1
+        if not self._readable and self._unreadable >= UNREADABLE_AT_FIRST:
+            self._fatal = TierError(
+                f"tier '{self._config.name}' stopped: none of the first {self._unreadable} replies "
+                f"can be read ({said}); see the prompt with 'tamis check', then change ask, prompt "
+                "or model"
+            )
+        elif sent.unreadable < UNREADABLE_ATTEMPTS:
+            self._put_back(Ask([sent]), 0.0)
+        else:
+            self._ready.append(_judgement(sent, seconds, error=said))
+
+    def _put_back(self, ask: Ask, seconds: float) -> None:
+        heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), ask))
+
+    def _check_patience(self, now: float) -> None:
+        """Stop where nobody has answered well for long, although asked."""
+        closed = any(address.closed(now) for address in self._addresses)
+        if self._last_failure is None or not (self._again or self._tasks or closed):
+            return
+        patience = max(self._config.patience_seconds, self._config.timeout_seconds)
+        last = self._last_failure
+        if not self._answered and not last.slow and (last.lasting or not last.counts):
+            patience = min(self._config.patience_seconds, FIRST_ANSWER_SECONDS)
+        if now - self._good_at > patience:
+            self._fatal = TierError(
+                f"tier '{self._config.name}': no good answer for {patience:g} s; the last was: "
+                f"{last}. Start the server or correct base_url, then run again: "
+                "what was judged is kept"
+            )
+
+    async def _cancel(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._again.clear()
+
+
+def _place(choice: Mapping[str, Any], place: int) -> int:
+    """The number of the prompt that a choice answers: its place, unless it tells another."""
+    told = choice.get("index")
+    return told if isinstance(told, int) else place
+
+
+def _judgement(
+    sent: Sent,
+    seconds: float,
+    *,
+    reading: Reading | None = None,
+    error: str | None = None,
+    failed: bool = False,
+) -> Judgement:
+    usage = NOTHING if sent.untold else sent.usage
+    notes = [note for note in (sent.note, reading and reading.note, sent.untold) if note]
+    return Judgement(
+        sent.id,
+        reading.score if reading else None,
+        reading.reading if reading else None,
+        reading.mass if reading else None,
+        usage.prompt,
+        usage.cached,
+        usage.completion,
+        usage.reasoning,
+        seconds,
+        error,
+        failed,
+        "; ".join(notes) or None,
+    )
+
+
+def _shares(reply: Mapping[str, Any], ask: Ask) -> tuple[list[Usage], str | None]:
+    """Each text's share of the tokens that a request charged, which add up to it; and a note."""
+    (whole, untold), texts = usage_of(reply), ask.texts
+    lengths = [len(sent.text) + 1 for sent in texts]
+    shares, given, before = [], NOTHING, 0
+    for length in lengths:
+        before += length
+        until = Usage(*(total * before // sum(lengths) for total in whole))
+        shares.append(Usage(*(a - b for a, b in zip(until, given, strict=True))))
+        given = until
+    return shares, untold

@@ -1,0 +1,137 @@
+"""Labels to thresholds that keep accuracy: how far down the confidence a cheap tier may answer.
+
+Confidence is max(s, 1 - s), the answer is yes from 0.5 on. Of n candidates floor((1 - T) n) may be
+answered wrongly. With several tiers a candidate is answered by the first tier that is confident
+enough, and one level, the rank of the confidence in its tier, sets all thresholds.
+"""
+
+from collections.abc import Generator
+
+import numpy as np
+
+from tiers.calibration.draws import Floats, Ids, exact
+from tiers.calibration.guarantee import (
+    UNKNOWN,
+    Guarantee,
+    Labels,
+    Mask,
+    Mode,
+    Result,
+    Sample,
+    Status,
+    Thresholds,
+)
+from tiers.calibration.regions import STEPS, Regions, walk
+from tiers.calibration.reliability import platt
+
+Steps = Generator[Ids, Labels, Result]
+
+
+def calibrate_accuracy(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
+    """Ask for labels, then decide. See docs/guarantees.md, section "Accuracy"."""
+    rng = np.random.default_rng(guarantee.seed)
+    ranks = confidence_ranks(scores)
+    regions, levels = accuracy_regions(scores, ranks, guarantee.target)
+    if guarantee.mode is Mode.MODEL:
+        last = yield from _believed(regions, scores, guarantee, sample, rng)
+    else:
+        last = yield from walk(regions, sample, guarantee.delta, rng)
+    level = levels[last] if last >= 0 else -1
+    return _result(scores, guarantee, sample, ranks, int(level))
+
+
+def confidence_ranks(scores: Floats) -> Ids:
+    """(n, tiers) how many candidates are at least as confident in that tier.
+
+    n + 1 from the first tier on that gave no score (NaN): it sends the candidate to a person.
+    """
+    ranks = np.full(scores.shape, len(scores) + 1)
+    unread = np.maximum.accumulate(np.isnan(scores), axis=1)
+    for tier in range(scores.shape[1]):
+        read = ~unread[:, tier]
+        confidence = np.maximum(scores[read, tier], 1 - scores[read, tier])
+        rising = np.sort(confidence)
+        ranks[read, tier] = len(rising) - np.searchsorted(rising, confidence, side="left")
+    return ranks
+
+
+def accuracy_regions(scores: Floats, ranks: Ids, target: float) -> tuple[Regions, Ids]:
+    """Regions of the candidates that are answered at each level, and those levels."""
+    first = ranks.min(axis=1)
+    rising = np.sort(first[first <= len(scores)])
+    share = 1 - exact(target)
+    allowed = len(scores) * share.numerator // share.denominator
+    wanted = np.linspace(max(allowed, 1), len(scores), STEPS + 1).round().astype(int)
+    wanted = np.minimum(wanted, len(rising))
+    levels = np.unique(rising[wanted - 1]) if len(rising) else np.zeros(0, np.int64)
+    sizes = np.searchsorted(rising, levels, side="right")
+
+    def wrong(ids: Ids, labels: Labels) -> Mask:
+        answers = [answer(scores[ids], ranks[ids], int(level)) for level in levels]
+        errs: Mask = np.stack(answers, axis=1) != (labels == 1)[:, None]
+        errs[labels == UNKNOWN] = True  # nobody knows, so nothing speaks for the tier
+        return errs
+
+    entry = np.searchsorted(levels, first)
+    return Regions(entry, sizes, np.full(len(levels), allowed + 1), wrong, 1.0), levels
+
+
+def answer(scores: Floats, ranks: Ids, level: int) -> Mask:
+    """(n,) what the first tier says that is confident enough at the level; any for none."""
+    tier = np.argmax(ranks <= level, axis=1)
+    said: Mask = scores[np.arange(len(scores)), tier] >= 0.5
+    return said
+
+
+def _believed(
+    regions: Regions,
+    scores: Floats,
+    guarantee: Guarantee,
+    sample: Sample,
+    rng: np.random.Generator,
+) -> Generator[Ids, Labels, int]:
+    """The largest region whose errors are few enough by a fitted curve, on the last tier."""
+    yield from sample.ask(rng.permutation(len(scores))[: guarantee.budget])
+    chances = platt(scores[:, -1], sample.positive | sample.negative, sample.positive)
+    inside = regions.entry[:, None] <= np.arange(len(regions.sizes))
+    errors = (np.minimum(chances, 1 - chances) * ~sample.asked) @ inside
+    fine = np.flatnonzero(errors < regions.claimed)
+    return int(fine[-1]) if fine.size else -1
+
+
+def _thresholds(scores: Floats, ranks: Ids, level: int) -> tuple[Thresholds, ...]:
+    """Yes above, no below, promoted between."""
+    found = []
+    for tier in range(scores.shape[1]):
+        said = scores[:, tier][ranks[:, tier] <= level]
+        yes, no = said[said >= 0.5], said[said < 0.5]
+        above = max(float(np.nextafter(yes.min(), 0)), 0.0) if yes.size else None
+        below = float(np.nextafter(no.max(), 1)) if no.size else None
+        if above is not None and below is not None:
+            below = min(below, above)
+        found.append(Thresholds(reject_below=below, accept_above=above))
+    return tuple(found)
+
+
+def _result(scores: Floats, guarantee: Guarantee, sample: Sample, ranks: Ids, level: int) -> Result:
+    answered = (ranks <= level).any(axis=1)
+    by_proxy = answered & ~sample.asked
+    said = answer(scores, ranks, level) & by_proxy
+    complete = not (~sample.asked).any() and not sample.refused.any()
+    status = Status.CERTIFIED if answered.any() or complete else Status.INFEASIBLE_BUDGET
+    if guarantee.mode is Mode.MODEL:
+        status = Status.ASSUMPTION_BASED
+    bound = guarantee.target if by_proxy.any() else 1.0
+    return Result(
+        guarantee=guarantee,
+        status=status,
+        thresholds=_thresholds(scores, ranks, level),
+        accepted=said | sample.positive,
+        promoted=~by_proxy & ~sample.positive & ~sample.negative,
+        by_proxy=by_proxy,
+        certified_bound=bound,
+        threshold_bound=bound,
+        labels_used=sample.used,
+        positives_found=int(sample.positive.sum()),
+        unlabelled=np.flatnonzero(sample.refused),
+    )

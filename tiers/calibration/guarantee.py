@@ -1,0 +1,211 @@
+"""What is promised, what came of it, and the labels in between."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiers.calibration.draws import Floats, Ids
+
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.int8]
+"""1 for yes, 0 for no, UNKNOWN where no label can be had."""
+
+UNKNOWN = -1
+
+
+class Kind(StrEnum):
+    """What is promised to be at least the target."""
+
+    RECALL = "recall"
+    """Share of the positives that is kept."""
+    PRECISION = "precision"
+    """Share of the accepted that is positive."""
+    ACCURACY = "accuracy"
+    """Share of all answers that agree with the labels."""
+
+
+class Mode(StrEnum):
+    """How the promise is made."""
+
+    EXACT = "exact"
+    """One exact test after a sample of bounded size: the fewest labels for a batch."""
+    ANYTIME = "anytime"
+    """Evidence that may be looked at after every label: for streams and scheduled runs."""
+    MODEL = "model"
+    """A fitted curve is believed. No guarantee, and never called one."""
+
+
+class Status(StrEnum):
+    """What a result is worth."""
+
+    CERTIFIED = "certified"
+    INFEASIBLE_BUDGET = "infeasible_budget"
+    """No threshold could be certified: nothing is rejected (recall), or answered unseen."""
+    ASSUMPTION_BASED = "assumption_based"
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """The promise: `kind` >= `target` with probability >= 1 - `delta`, for `budget` labels."""
+
+    kind: Kind
+    target: float
+    delta: float
+    budget: int
+    mode: Mode = Mode.EXACT
+    seed: int = 0
+    """The permutation is drawn from it once; to try several seeds voids the promise."""
+    costs: tuple[float, ...] | None = None
+    """Cost of one candidate at each tier, and last of one label; see `prices`."""
+    accept_precision: float | None = None
+    """With it, candidates are accepted early, and at least this share of them is positive. It
+    takes half of delta."""
+
+    def __post_init__(self) -> None:
+        for name, share in (("target", self.target), ("delta", self.delta)):
+            if not 0 < share < 1:
+                raise ValueError(f"{name} {share} is no share; write a number between 0 and 1")
+        if self.accept_precision is not None and not 0 < self.accept_precision < 1:
+            raise ValueError(
+                f"accept_precision {self.accept_precision} is no share; "
+                "write a number between 0 and 1, or leave it out"
+            )
+        if self.budget < 0:
+            raise ValueError(f"budget {self.budget} is negative; write the number of labels")
+        if self.accept_precision is not None and self.kind is not Kind.RECALL:
+            raise ValueError(
+                f"accept_precision goes with recall, not {self.kind.value}; leave it out"
+            )
+
+    def prices(self, tiers: int) -> tuple[float, ...]:
+        """(tiers + 1,) cost of one candidate at each tier, and of one label.
+
+        Without costs every tier is four times as dear as the one before it; where only the
+        tiers have costs, a label is ten times as dear as the last of them.
+
+        Raises:
+            ValueError: there are neither as many costs as tiers, nor one more.
+        """
+        if self.costs is None:
+            return tuple(4.0**tier for tier in range(tiers + 1))
+        if len(self.costs) == tiers:
+            return (*self.costs, 10 * self.costs[-1])
+        if len(self.costs) == tiers + 1:
+            return self.costs
+        raise ValueError(
+            f"{len(self.costs)} costs for {tiers} tiers; "
+            "write one a tier, and the cost of a label last"
+        )
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """One tier's thresholds, as `tiers.policy.Policy` reads them; None for no threshold."""
+
+    reject_below: float | None = None
+    """Scores strictly below are rejected."""
+    accept_above: float | None = None
+    """Scores strictly above are accepted."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the labels allow. Every candidate is accepted, rejected or promoted."""
+
+    guarantee: Guarantee
+    status: Status
+    thresholds: tuple[Thresholds, ...]
+    accepted: Mask
+    """(n,) recall: all that is kept; precision: all that is accepted. Labelled negatives are not
+    in it, labelled positives are."""
+    promoted: Mask
+    """(n,) left to the top tier. For recall they are also in `accepted`: not lost."""
+    by_proxy: Mask
+    """(n,) answered by a cheap tier without a label, either way."""
+    certified_bound: float
+    """The kind's certified lower bound, in [0, 1], labelled candidates included; in mode `model`
+    an estimate without a certificate."""
+    threshold_bound: float
+    """For recall the bound of the thresholds alone, where labelled positives below them are lost,
+    too: what new candidates of the same kind can expect. Else `certified_bound`."""
+    labels_used: int
+    """Different candidates for which a label was asked."""
+    positives_found: int
+    unlabelled: Ids
+    """Ids for which no label could be had; they are promoted, and the promise leaves them out."""
+    accept_bound: float | None = None
+    """Certified precision of the candidates that are accepted early; None without such."""
+    evidence: dict[str, float] = field(default_factory=dict)
+    """The numbers of the test, for the certificate: see docs/guarantees.md."""
+    drawn_positives: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Ids of the positives of the random draw, in its order; `recall_of_thresholds` needs them."""
+
+    @property
+    def rejected(self) -> Mask:
+        """(n,) neither accepted nor promoted."""
+        return ~self.accepted & ~self.promoted
+
+
+class Sample:
+    """Which labels were asked for and what they said, for one walk through a procedure."""
+
+    def __init__(self, size: int, budget: int) -> None:
+        self.labels: Labels = np.full(size, UNKNOWN, np.int8)
+        self.asked: Mask = np.zeros(size, np.bool_)
+        self._budget = budget
+
+    @property
+    def used(self) -> int:
+        """Different ids asked so far."""
+        return int(self.asked.sum())
+
+    @property
+    def left(self) -> int:
+        """Labels that the budget still pays for."""
+        return self._budget - self.used
+
+    @property
+    def positive(self) -> Mask:
+        found: Mask = self.labels == 1
+        return found
+
+    @property
+    def negative(self) -> Mask:
+        found: Mask = self.labels == 0
+        return found
+
+    @property
+    def refused(self) -> Mask:
+        """Asked, but no label can be had."""
+        found: Mask = self.asked & (self.labels == UNKNOWN)
+        return found
+
+    def ask(self, ids: Ids) -> Generator[Ids, Labels, Labels]:
+        """Labels of these ids in their order; those known are not asked again.
+
+        Asks for no more than the budget pays for: of the ids beyond it the label is UNKNOWN.
+        """
+        new = ids[~self.asked[ids]][: max(self.left, 0)]
+        if new.size:
+            self.labels[new] = yield new
+            self.asked[new] = True
+        return self.labels[ids]
+
+
+def as_table(scores: Floats | Sequence[float] | Sequence[Sequence[float]]) -> Floats:
+    """(n, tiers) of the scores of one tier (n,) or of several, as floats.
+
+    Raises:
+        ValueError: they have another shape, or there are no tiers.
+    """
+    table = np.asarray(scores, np.float64)
+    if table.ndim == 1:
+        table = table[:, None]
+    if table.ndim != 2 or table.shape[1] == 0:
+        raise ValueError(
+            f"scores of shape {table.shape}; give (candidates,) or (candidates, tiers)"
+        )
+    return table

@@ -1,0 +1,289 @@
+"""Labels to thresholds that keep recall: where to stop drawing, and what to do with the rest."""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+
+from tiers.calibration.draws import Floats, Ids, most_positives
+from tiers.calibration.guarantee import (
+    UNKNOWN,
+    Guarantee,
+    Labels,
+    Mode,
+    Result,
+    Sample,
+    Status,
+    Thresholds,
+)
+from tiers.calibration.path import Path
+from tiers.calibration.precision import Early, accept_early
+from tiers.calibration.recall_modes import anytime, model
+from tiers.calibration.recall_steps import build_result, clean, labels_until, pilot
+from tiers.calibration.recall_test import (
+    COUNT_SHARE,
+    best_kth,
+    bound_of_kth,
+    failure,
+    level,
+    positives_needed,
+    turning_points,
+)
+
+EARLY_SHARE = 0.3
+"""Share of the budget that is kept back for the thresholds of early accepts."""
+LOOKS = 10
+"""Fixed points of the draw at which the number of positives is bounded; the best counts."""
+SEPARATION = 2.0
+"""How far two normal score curves are assumed apart to plan the end of the draw; nothing else."""
+
+Steps = Generator[Ids, Labels, Result]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A random draw so far, in its order. What may be decided from it before the test: counts."""
+
+    population: int
+    looks: tuple[int, ...]
+    labels: Labels
+
+    @property
+    def drawn(self) -> int:
+        """Items with a label; one for which none can be had leaves the population."""
+        return int((self.labels != UNKNOWN).sum())
+
+    @property
+    def found(self) -> int:
+        return int((self.labels == 1).sum())
+
+    def most(self, risk: float) -> int:
+        """Positives of the population, exceeded with probability at most `risk` in all.
+
+        The draw stops when its counts say so, hence the bound is taken at points fixed before.
+        """
+        population = self.population - int((self.labels == UNKNOWN).sum())
+        most = population - (self.drawn - self.found)
+        for look in self.looks:
+            if look <= len(self.labels):
+                seen = self.labels[:look]
+                drawn, found = int((seen != UNKNOWN).sum()), int((seen == 1).sum())
+                most = min(most, _most(population, drawn, found, risk / len(self.looks)))
+        return most
+
+
+@dataclass(frozen=True)
+class Test:
+    """The order-statistic test as it will be made: the `kth` lowest of the first `drawn` positives.
+
+    All positives found beyond the first `drawn` are known, which is worth more than a slightly
+    larger sample. Both numbers come from counts alone.
+    """
+
+    kth: int
+    drawn: int
+    most: int
+    known: int
+
+    @property
+    def lost_share(self) -> float:
+        """Share of the positives that the threshold is expected to lose."""
+        return self.kth / (self.drawn + 1)
+
+
+@lru_cache(maxsize=10_000)
+def _most(population: int, drawn: int, found: int, risk: float) -> int:
+    return most_positives(population, drawn, found, risk)
+
+
+@lru_cache(maxsize=10_000)
+def plan_test(found: int, most: int, known: int, target: float, delta: float) -> Test:
+    """The test with the highest threshold that `found` positives allow.
+
+    Args:
+        found: positives drawn.
+        most: upper bound on the positives in the population of the draw.
+        known: positives known before the draw.
+        target: recall.
+        delta: all that may be spent, the bound included.
+    """
+    risk = level(delta)
+    kth = best_kth(found, most, target, risk, known=known)
+    low, high = kth if kth else found, found
+    while low < high:
+        middle = (low + high) // 2
+        spare = found - middle
+        rest = turning_points(middle, most - spare, target, known + spare)
+        worst = failure(kth, middle, rest, target, known=known + spare).max()
+        low, high = (low, middle) if worst <= risk else (middle + 1, high)
+    return Test(kth, low, most - (found - low), known + found - low)
+
+
+@lru_cache(maxsize=1_000)
+def _needed(target: float, delta: float, kth: int) -> int:
+    return positives_needed(target, delta, kth)
+
+
+def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
+    """Ask for labels, then decide. See docs/guarantees.md, section "Recall"."""
+    match guarantee.mode:
+        case Mode.ANYTIME:
+            return (yield from anytime(scores, guarantee, sample))
+        case Mode.MODEL:
+            return (yield from model(scores, guarantee, sample))
+        case Mode.EXACT:
+            return (yield from _exact(scores, guarantee, sample))
+
+
+def _exact(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
+    early = guarantee.accept_precision is not None
+    delta = guarantee.delta / 2 if early else guarantee.delta
+    order = np.random.default_rng(guarantee.seed).permutation(len(scores))
+    path, rest = yield from pilot(scores, order, guarantee, sample)
+    known = int(sample.positive.sum())
+    kept_back = math.ceil(EARLY_SHARE * guarantee.budget) if early else 0
+    draw, test = yield from _draw(
+        rest, known, sample, replace(guarantee, delta=delta), scores.shape[1], kept_back
+    )
+    complete = not (~sample.asked).any()
+    if complete:
+        # Every label is known: the thresholds need not lean on them.
+        risk = level(delta)
+        kth = best_kth(test.drawn, test.most, guarantee.target, risk, known=test.known, kept=False)
+        test = replace(test, kth=kth)
+    thresholds = _thresholds(scores, path, rest[: len(draw.labels)], draw, test)
+    accepts = None
+    if early:
+        accepts = yield from accept_early(scores, thresholds, guarantee, sample)
+    yield from clean(scores, path, thresholds, accepts, sample)
+    result = _result(scores, guarantee, sample, thresholds, accepts, test, complete, delta)
+    drawn = rest[: len(draw.labels)][draw.labels == 1]
+    most = draw.most(COUNT_SHARE * delta)
+    evidence = result.evidence | {"drawn_most": most, "drawn_known": known, "test_delta": delta}
+    return replace(result, evidence=evidence, drawn_positives=drawn)
+
+
+def _draw(
+    rest: Ids, known: int, sample: Sample, guarantee: Guarantee, tiers: int, kept_back: int
+) -> Generator[Ids, Labels, tuple[Draw, Test]]:
+    """Draw until another label promises less than it costs, by counts alone."""
+    budget = max(min(sample.left - kept_back, len(rest)), 0)
+    looks = tuple(sorted({math.ceil(budget * look / LOOKS) for look in range(1, LOOKS + 1)} - {0}))
+    risk = COUNT_SHARE * guarantee.delta
+    grain = max(budget // 50, 1)
+    draw = Draw(len(rest), looks, np.zeros(0, np.int8))
+    while True:
+        test = plan_test(
+            draw.found, draw.most(risk), known, guarantee.target, guarantee.delta
+        )  # fmt: skip
+        left = budget - len(draw.labels)
+        if left == 0:
+            return draw, test
+        wanted = next_stop(draw, test, budget, guarantee, clean=tiers == 1)
+        if wanted <= draw.found:
+            return draw, test
+        step = min(max(labels_until(wanted, draw.found, draw.drawn) // 2, grain), left)
+        if not draw.found:
+            step = min(max(step, wanted), left)
+        labels = yield from sample.ask(rest[len(draw.labels) :][:step])
+        draw = replace(draw, labels=np.concatenate([draw.labels, labels]))
+
+
+def next_stop(draw: Draw, test: Test, budget: int, guarantee: Guarantee, *, clean: bool) -> int:
+    """Positives at which to look again; those found already, if it is best to stop now.
+
+    Args:
+        draw: the draw so far.
+        test: what could be tested now.
+        budget: labels for the draw, and for cleaning after it.
+        guarantee: the promise.
+        clean: whether labels left over clean the kept set. Else all that is kept costs a label,
+            and so does every item drawn.
+    """
+    first = _needed(guarantee.target, guarantee.delta, test.kth + 1)
+    if test.kth == 0:
+        return max(first, draw.found + 1)
+    share = (draw.found + 0.5) / (draw.drawn + 1)
+    best, wanted = _waste(draw, draw.drawn, test.lost_share, budget, share, clean), draw.found
+    for kth in range(test.kth + 1, test.kth + 9):
+        needed = _needed(guarantee.target, guarantee.delta, kth)
+        drawn = draw.drawn + (needed - draw.found) / share
+        if drawn > budget:
+            break
+        waste = _waste(draw, drawn, kth / (needed + 1), budget, share, clean)
+        if waste < best:
+            best, wanted = waste, max(needed, draw.found + 1)
+    return wanted
+
+
+def _waste(draw: Draw, drawn: float, lost: float, budget: int, share: float, clean: bool) -> float:
+    """What a stop after `drawn` labels is expected to leave: false positives, or labels to pay."""
+    normal = NormalDist()
+    passed = normal.cdf(normal.inv_cdf(1 - min(lost, 0.999)) - SEPARATION)
+    if clean:
+        kept = (draw.population - drawn) * (1 - share) * passed
+        return max(kept - (budget - drawn) * (1 - share), 0.0)
+    survive = share * (1 - lost) + (1 - share) * passed
+    return draw.population * survive + drawn * (1 - survive)
+
+
+def _thresholds(
+    scores: Floats, path: Path, ids: Ids, draw: Draw, test: Test
+) -> tuple[Thresholds, ...]:
+    """Only here are the scores of drawn positives looked at."""
+    if test.kth == 0:
+        return tuple(Thresholds() for _ in range(scores.shape[1]))
+    levels = path.level_of(scores)
+    evidence = ids[draw.labels == 1][: test.drawn]
+    lowest = np.sort(levels[evidence])[test.kth - 1]
+    return path.thresholds(scores, float(lowest))
+
+
+def _result(
+    scores: Floats,
+    guarantee: Guarantee,
+    sample: Sample,
+    thresholds: tuple[Thresholds, ...],
+    accepts: Early | None,
+    test: Test,
+    complete: bool,
+    delta: float,
+) -> Result:
+    risk = level(delta)
+    bound = bound_of_kth(test.kth, test.drawn, test.most, risk, known=test.known)
+    alone = bound_of_kth(test.kth, test.drawn, test.most, risk, kept=False)
+    best = bound_of_kth(1, test.drawn, test.most, risk, known=test.known) if test.drawn else 0.0
+    done = complete and not sample.refused.any()
+    certified = test.kth > 0 or done
+    evidence = {
+        "kth": test.kth,
+        "positives_tested": test.drawn,
+        "positives_known": test.known,
+        "most_positives": test.most,
+        "best_bound": best,
+    }
+    return build_result(
+        scores,
+        guarantee,
+        sample,
+        _with_accepts(thresholds, accepts),
+        status=Status.CERTIFIED if certified else Status.INFEASIBLE_BUDGET,
+        bound=1.0 if done else max(bound, guarantee.target),
+        alone=alone,
+        accepts=accepts,
+        evidence=evidence,
+    )
+
+
+def _with_accepts(
+    thresholds: tuple[Thresholds, ...], accepts: Early | None
+) -> tuple[Thresholds, ...]:
+    if accepts is None:
+        return thresholds
+    return tuple(
+        replace(threshold, accept_above=above)
+        for threshold, above in zip(thresholds, accepts.above, strict=True)
+    )

@@ -1,0 +1,127 @@
+"""Nested regions, certified one after the other by evidence that may be looked at at any time.
+
+A region is a set of candidates that a cheap tier would answer. The hypothesis against it is that
+it holds at least `claimed` errors. Labels are drawn uniformly from the largest region still in
+play, so those that fall into a smaller one are a uniform draw from that, too. Region j is
+certified once the evidence of all regions up to j has ever reached 1/delta: a fixed sequence of
+tests, each at delta, makes any false one only with probability delta.
+"""
+
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from tiers.calibration.draws import Floats, Ids, exact
+from tiers.calibration.evalues import log_evidence_of_fewer
+from tiers.calibration.guarantee import Labels, Mask, Sample
+
+STEPS = 40
+"""Regions between those that need no label and all candidates."""
+FIRST = 10
+"""Labels before the walk is judged: one early error must not end it."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions from the smallest to the largest."""
+
+    entry: Ids
+    """(n,) the first region that a candidate is in; the number of regions if it is in none."""
+    sizes: Ids
+    """(regions,) candidates in each."""
+    claimed: Ids
+    """(regions,) errors that would break the promise, at least 1."""
+    wrong: Callable[[Ids, Labels], Mask]
+    """(drawn,) ids and labels to (drawn, regions): whether the region's answer errs."""
+    outside: float
+    """Cost of a candidate outside of the certified region, in labels: 1 where it gets a label."""
+
+
+def precision_regions(entry: Ids, sizes: Ids, target: float) -> Regions:
+    """Accepted sets: an error is a candidate that is not positive."""
+    share = 1 - exact(target)
+    claimed = sizes * share.numerator // share.denominator + 1
+
+    def wrong(ids: Ids, labels: Labels) -> Mask:
+        return np.repeat((labels != 1)[:, None], len(sizes), axis=1)
+
+    return Regions(entry, sizes, claimed, wrong, 1.0)
+
+
+def walk(
+    regions: Regions, sample: Sample, delta: float, rng: np.random.Generator
+) -> Generator[Ids, Labels, int]:
+    """Label until more labels cost more than they save; the last certified region, or -1.
+
+    Args:
+        regions: what may be certified.
+        sample: labels so far are ignored as evidence; the regions must not count them.
+        delta: probability that any certified region breaks its promise.
+        rng: draws the permutation.
+    """
+    order = rng.permutation(np.flatnonzero(regions.entry < len(regions.sizes)))
+    drawn = np.zeros(0, np.int64)
+    # Fewer candidates than errors that would break it: certain.
+    highest = np.where(regions.sizes < regions.claimed, np.inf, -np.inf)
+    largest, passed = len(regions.sizes) - 1, _passed(highest, delta)
+    while sample.left > 0:
+        order = order[regions.entry[order] <= largest]
+        batch = order[: max(2, len(drawn) // 20) if drawn.size else FIRST]
+        if not batch.size:
+            break
+        order = order[len(batch) :]
+        yield from sample.ask(batch)
+        drawn = np.concatenate([drawn, batch[sample.asked[batch]]])
+        counts, errors = _counts(regions, drawn, sample.labels[drawn])
+        highest[: largest + 1] = np.maximum(
+            highest, log_evidence_of_fewer(errors, regions.sizes, regions.claimed, counts)
+        )[: largest + 1]
+        passed = _passed(highest, delta)
+        costs = _costs(regions, counts, errors, highest, delta, len(drawn), passed)
+        current = costs[passed] if passed >= 0 else regions.outside * regions.sizes[-1]
+        ahead = costs[passed + 1 : largest + 1]
+        if not ahead.size or ahead.min() >= current - 1:
+            break
+        near = ahead <= ahead.min() + 0.05 * regions.sizes[-1]
+        largest = passed + 1 + int(np.flatnonzero(near)[-1])
+    return passed
+
+
+def _passed(highest: Floats, delta: float) -> int:
+    """The last region up to which all evidence has reached 1/delta."""
+    certified = highest >= -math.log(delta)
+    return (len(certified) if certified.all() else int(np.argmin(certified))) - 1
+
+
+def _counts(regions: Regions, drawn: Ids, labels: Labels) -> tuple[Ids, Ids]:
+    """(regions,) labels in each region, and errors among them."""
+    inside = regions.entry[drawn][:, None] <= np.arange(len(regions.sizes))
+    return inside.sum(axis=0), (inside & regions.wrong(drawn, labels)).sum(axis=0)
+
+
+def _costs(
+    regions: Regions,
+    counts: Ids,
+    errors: Ids,
+    highest: Floats,
+    delta: float,
+    drawn: int,
+    passed: int,
+) -> Floats:
+    """(regions,) labels in all if the walk ends with that region.
+
+    Labels still needed: log evidence grows by KL(p || claimed share) a label at the error rate p,
+    for which an optimistic value is taken: a pessimist gives up on regions that would pass.
+    """
+    rate = (errors + 0.5) / (counts + 1)
+    rate = np.clip(rate - np.sqrt(rate * (1 - rate) / (counts + 1)), 1e-6, 1 - 1e-6)
+    broken = np.clip(regions.claimed / np.maximum(regions.sizes, 1), 1e-6, 1 - 1e-6)
+    gain = rate * np.log(rate / broken) + (1 - rate) * np.log((1 - rate) / (1 - broken))
+    missing = np.maximum(-math.log(delta) - np.where(np.isfinite(highest), highest, 0.0), 0.0)
+    needed = np.where(rate < broken, missing / np.maximum(gain, 1e-12), np.inf)
+    needed[: passed + 1] = 0.0
+    outside = regions.outside * (regions.sizes[-1] - regions.sizes)
+    total: Floats = outside + counts + needed
+    return total

@@ -1,0 +1,436 @@
+"""The sections of a screen file that describe tiers: one class for each backend."""
+
+import re
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from tiers.policy import Policy
+from tiers.prompt import check_layout, field_schema
+from tiers.screenfile.profiles import PROFILES, Profile
+
+
+class Section(BaseModel):
+    """Closed to unknown keys, and never changed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class JsonAsk(Section):
+    """A reply in JSON: the verdict, its confidence, and the fields named here."""
+
+    fields: dict[str, str] = Field({"reasons": "list of str"}, alias="json")
+
+    @field_validator("fields")
+    @classmethod
+    def _kinds(cls, fields: dict[str, str]) -> dict[str, str]:
+        for name, kind in fields.items():
+            if name in ("verdict", "confidence"):
+                raise ValueError(f"'{name}' is always part of the reply; leave it out")
+            field_schema(kind)
+        return fields
+
+
+def _shape(value: Any) -> str:
+    """Which of the two forms of a setting was meant, so that a fault is told once."""
+    return "@word" if isinstance(value, str) else "@mapping"
+
+
+Ask = Annotated[
+    Annotated[Literal["yes_no", "score"], Tag("@word")] | Annotated[JsonAsk, Tag("@mapping")],
+    Discriminator(_shape),
+]
+
+
+class PriceSection(Section):
+    """What a tier costs, in US dollars: per million tokens, or per hour of one machine."""
+
+    input: float | None = Field(None, ge=0)
+    cached_input: float | None = Field(None, ge=0)
+    """Tokens served from the server's cache; by default they cost what others do."""
+    output: float | None = Field(None, ge=0)
+    hour: float | None = Field(None, ge=0)
+    """One machine for an hour; each address counts as one. 0 if it costs nothing."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PriceSection":
+        by_tokens = self.input is not None and self.output is not None
+        some_tokens = not (self.input is self.output is self.cached_input is None)
+        if some_tokens != by_tokens or by_tokens == (self.hour is not None):
+            raise ValueError("write either input and output, or hour: {input: 0.1, output: 0.4}")
+        return self
+
+
+class BudgetSection(Section):
+    """What may be spent. At a limit the work stops, and goes on when the limit is raised."""
+
+    usd: float | None = Field(None, ge=0)
+    hours: float | None = Field(None, ge=0)
+    """Working time over all resumes."""
+    tokens: int | None = Field(None, ge=0)
+    """Of prompts and replies together."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "BudgetSection":
+        if self.usd is self.hours is self.tokens is None:
+            raise ValueError("sets nothing; write usd, hours or tokens")
+        return self
+
+
+class GuaranteeSection(Section):
+    """What `tamis calibrate` has to promise, against whose answers, for how many labels."""
+
+    recall: float | None = Field(None, gt=0, lt=1)
+    """Share of what `against` would accept that is not rejected. Or write one of the next two."""
+    precision: float | None = Field(None, gt=0, lt=1)
+    """Share of all that is accepted that `against` would accept."""
+    accuracy: float | None = Field(None, gt=0, lt=1)
+    """Share of all answers that agree with `against`."""
+    confidence: float = Field(0.9, gt=0, lt=1)
+    """Probability with which the promise is kept."""
+    against: str
+    """The last tier's name, or `people`."""
+    labels: int = Field(gt=0)
+    """How many candidates may be labelled."""
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    """Guess of the share of positives, for the plan alone; stored labels know better."""
+    costs: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Of one candidate at each tier, in any unit; by default each tier is four times as dear."""
+    seed: int = Field(0, ge=0)
+    """Draws the sample. Trying several until the result pleases voids the promise."""
+    audit: float | None = Field(None, gt=0, lt=1)
+    """Share of the rejects that the last tier is asked about all the same: 0.5 % or 0.005."""
+    approval: bool = False
+    """Whether a person has to approve of certified thresholds before they take effect."""
+
+    @field_validator("audit", mode="before")
+    @classmethod
+    def _percent(cls, share: Any) -> Any:
+        written = re.fullmatch(r"([0-9.]+) ?%", share) if isinstance(share, str) else None
+        return share if written is None else float(Fraction(written[1]) / 100)
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> "GuaranteeSection":
+        promises = (self.recall, self.precision, self.accuracy)
+        if sum(each is not None for each in promises) != 1:
+            raise ValueError("write one of recall, precision and accuracy, such as recall: 0.95")
+        if self.audit is not None and (self.recall is None or self.by_people):
+            raise ValueError(
+                "audit asks the last tier what a recall has lost; leave it out, or write recall "
+                "and against: with the last tier's name"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What is promised: recall, precision or accuracy."""
+        kinds = ("recall", "precision", "accuracy")
+        return next(kind for kind in kinds if getattr(self, kind) is not None)
+
+    @property
+    def target(self) -> float:
+        """What is at least kept of it."""
+        return float(getattr(self, self.kind))
+
+    @property
+    def delta(self) -> float:
+        """Probability with which the promise may fail: as written, 1 - 0.9 is 0.1."""
+        return float(1 - Fraction(str(self.confidence)))
+
+    @property
+    def by_people(self) -> bool:
+        return self.against == "people"
+
+
+class TierSection(Section):
+    """What every tier has."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"budget", "price"})
+    """Settings that may change while a run is unfinished: they move no score."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")
+    policy: Policy | None = None
+    budget: BudgetSection | None = None
+    price: PriceSection | None = None
+    """`0` for a tier that costs nothing."""
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _free(cls, price: Any) -> Any:
+        if isinstance(price, bool) or not isinstance(price, int | float):
+            return price
+        if price:
+            raise ValueError(
+                f"is one number, {price:g}, and may mean tokens or hours; write {{input: 0.10, "
+                "output: 0.40}, {hour: 0.50}, or 0 if it costs nothing"
+            )
+        return {"hour": 0}
+
+
+class ModelTierSection(TierSection):
+    """What every tier has that asks a language model."""
+
+    ask: Ask = "yes_no"
+    prompt: str | None = None
+    """Layout with `{{ rubric }}`, `{{ candidate }}` and `{{ question }}`."""
+    max_candidate_tokens: int = Field(1500, gt=0)
+    """Longer candidates are handled as `too_long` says."""
+    too_long: Literal["review", "head", "head_tail"] = "review"
+    """Send to a person, or judge the beginning, or beginning and end; a cut is recorded."""
+    max_tokens: int = Field(300, gt=0)
+    """The longest reply of a `json` tier; a longer one goes to review."""
+
+    @field_validator("ask", mode="before")
+    @classmethod
+    def _short_json(cls, ask: Any) -> Any:
+        return {"json": {"reasons": "list of str"}} if ask == "json" else ask
+
+    @field_validator("prompt")
+    @classmethod
+    def _layout(cls, prompt: str | None) -> str | None:
+        return prompt if prompt is None else check_layout(prompt)
+
+
+class HubModel(Section):
+    """A model file on the Hugging Face hub, fetched once: `owner/repository/file.gguf`."""
+
+    hub: str = Field(pattern=r"^[^/\s]+/[^/\s]+/\S+$")
+
+
+class LlamaTier(ModelTierSection):
+    """A GGUF model run by llama.cpp in a child process of its own."""
+
+    backend: Literal["llama"]
+    model: Annotated[
+        Annotated[str, Tag("@word")] | Annotated[HubModel, Tag("@mapping")], Discriminator(_shape)
+    ]
+    """A file, a preset (gemma-2-2b, gemma-2-9b, gemma-3-12b), or `hub: owner/repository/file`."""
+    chat: bool | None = None
+    """Wrap the prompt in the model's chat template; by default if it has one and no `prompt` is
+    given."""
+    threads: int | None = Field(None, gt=0)
+    """Default: the processors this process may use."""
+    n_gpu_layers: int = Field(0, ge=-1)
+    """Layers on the GPU, -1 for all. An error where llama.cpp was built without GPU support."""
+    split_mode: Literal["none", "layer", "row"] | None = None
+    main_gpu: int = Field(0, ge=0)
+    tensor_split: tuple[float, ...] | None = None
+    batch_tokens: int | None = Field(None, ge=32, le=8192)
+    """Tokens per call of llama.cpp; default 256, and 2048 with a GPU."""
+    context_tokens: int | None = Field(None, gt=0)
+    """Cells of the key-value cache; by default what the rubric and the candidates need."""
+    active: int = Field(8, ge=1, le=64)
+    """Replies that a `json` tier writes at once."""
+    flash_attn: bool = True
+    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _hub_in_short(cls, model: Any) -> Any:
+        if isinstance(model, str) and model.startswith("hub:"):
+            return {"hub": model.removeprefix("hub:").strip()}
+        return model
+
+
+class VllmTier(ModelTierSection):
+    """A model in Hugging Face's layout, run by vLLM in a child process of its own."""
+
+    backend: Literal["vllm"]
+    model: str = Field(min_length=1)
+    """A folder, or a name on the hub."""
+    chat: bool | None = None
+    """Wrap the prompt in the model's chat template; by default if it has one and no `prompt` is
+    given."""
+    options: dict[str, JsonValue] = {}
+    """Given to `vllm.LLM` by name, such as `tensor_parallel_size`."""
+
+    @field_validator("options")
+    @classmethod
+    def _no_secret_and_no_vain_speculation(
+        cls, options: dict[str, JsonValue], info: ValidationInfo
+    ) -> dict[str, JsonValue]:
+        if "hf_token" in options:
+            raise ValueError("a screen file holds no secrets; set HF_TOKEN in the environment")
+        speculation = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
+        guessing = [name for name in speculation if name in options]
+        if guessing and isinstance(ask := info.data.get("ask"), str):
+            raise ValueError(
+                f"'{guessing[0]}' speeds up the writing of text, and ask: {ask} writes none; "
+                "leave it out"
+            )
+        return options
+
+
+class RemoteTier(ModelTierSection):
+    """What tiers have that ask a server over the OpenAI protocol."""
+
+    profile: (
+        Literal["openai", "groq", "together", "fireworks", "vllm", "llama-server", "ollama"] | None
+    ) = None
+    """A known kind of server: its address, the variable of its key, its habits."""
+    model: str = Field(min_length=1)
+    """The model's name, as the server knows it."""
+    version: str | None = None
+    """Names what is served, in place of the addresses: the addresses may then change in a run."""
+    api: Literal["chat", "completions"] = "chat"
+    """`completions` sends the prompt as it is, for models without a chat format."""
+    key_variable: str | None = None
+    """The environment variable that holds the key; by default the profile's."""
+    extra: dict[str, JsonValue] = {}
+    """Further keys of each request, such as `reasoning_effort: low`."""
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if ours := {"model", "messages", "prompt", "stream", "n"} & extra.keys():
+            raise ValueError(
+                f"'{min(ours)}' is written by Tamis; leave it out of extra"
+                + ", and write model: in the tier" * ("model" in ours)
+            )
+        return extra
+
+    @field_validator("key_variable")
+    @classmethod
+    def _a_name(cls, name: str | None) -> str | None:
+        # The value is not repeated: it may be a key that was pasted here.
+        if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,79}", name):
+            raise ValueError(
+                "is no name of a variable; write key_variable: OPENAI_API_KEY, and put the key "
+                "itself into that variable or into .env"
+            )
+        return name
+
+    @property
+    def known(self) -> Profile:
+        """The profile's habits, or what can be expected of any server."""
+        return PROFILES[self.profile or "any"]
+
+    @property
+    def key_name(self) -> str | None:
+        """The variable that holds the key, if one is needed."""
+        return self.key_variable or self.known.key_variable
+
+
+class HttpTier(RemoteTier):
+    """A model behind any OpenAI-compatible server, at one address or several."""
+
+    operational: ClassVar[frozenset[str]] = TierSection.operational | {
+        "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "retries",
+        "patience_seconds", "key_variable",
+    }  # fmt: skip
+
+    backend: Literal["http"]
+    base_url: tuple[str, ...] = ()
+    """Addresses that serve the same model; by default the profile's."""
+    concurrency: int = Field(64, ge=1, le=2048)
+    """Requests under way at each address at most; fewer where more does not pay."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """At each address."""
+    tokens_per_minute: float | None = Field(None, gt=0)
+    timeout_seconds: float = Field(120, gt=0)
+    retries: int = Field(6, ge=0, le=50)
+    """How often a request is repeated that failed for a reason that may pass."""
+    patience_seconds: float = Field(600, ge=0)
+    """How long to wait for a server that went away before the tier stops."""
+    prompts_per_request: int = Field(16, ge=1, le=128)
+    """With `api: completions`, where the server takes several."""
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, urls: Any) -> Any:
+        return (urls,) if isinstance(urls, str) else urls
+
+    @field_validator("base_url")
+    @classmethod
+    def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_address(url) for url in urls)
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "HttpTier":
+        if not self.urls:
+            raise ValueError("names no server; write base_url: http://127.0.0.1:8000/v1")
+        return self
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All addresses, without a slash at their ends."""
+        default = self.known.base_url
+        return self.base_url or ((default,) if default else ())
+
+
+class OpenAIBatchTier(RemoteTier):
+    """A model asked through the Batch API: half the price, by tomorrow."""
+
+    operational: ClassVar[frozenset[str]] = TierSection.operational | {
+        "key_variable", "enqueued_tokens", "lines_per_file", "bytes_per_file", "rounds",
+    }  # fmt: skip
+
+    backend: Literal["openai_batch"]
+    profile: Literal["openai"] = "openai"
+    base_url: str | None = None
+    enqueued_tokens: int = Field(2_000_000, gt=0)
+    """Tokens that the account may have waiting; more is submitted in waves."""
+    lines_per_file: int = Field(50_000, ge=1, le=50_000)
+    bytes_per_file: int = Field(200_000_000, ge=10_000, le=200_000_000)
+    rounds: int = Field(3, ge=1, le=20)
+    """How often a line is submitted before it counts as failed."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        return None if url is None else _address(url)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The one address."""
+        return (self.base_url or str(self.known.base_url),)
+
+
+def _address(url: str) -> str:
+    # What one library strips and another keeps would let them see two hosts in one address.
+    if re.search(r"[\x00-\x20\x7f-\xa0\\#]", url):
+        raise ValueError(
+            "base_url holds a space, a backslash or a #; write it as http://127.0.0.1:8000/v1"
+        )
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("base_url is no address; write http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError(
+            "base_url holds a password or a query; write the bare address, and the key into the "
+            "variable that key_variable names"
+        )
+    return url.rstrip("/")
+
+
+class PythonTier(TierSection):
+    """A user's own tier: `class Mine: def __init__(self, rubric, **options); judge; close`."""
+
+    backend: Literal["python"]
+    path: str = Field(pattern=r"^[\w.]+:\w+$")
+    """`package.module:Class`, importable from the screen file's folder."""
+    options: dict[str, JsonValue] = {}
+    folder: str = "."
+
+
+AnyTier = LlamaTier | VllmTier | HttpTier | OpenAIBatchTier | PythonTier
+Tier = Annotated[AnyTier, Field(discriminator="backend")]
+BACKENDS: dict[str, type[BaseModel]] = {
+    "llama": LlamaTier,
+    "vllm": VllmTier,
+    "http": HttpTier,
+    "openai_batch": OpenAIBatchTier,
+    "python": PythonTier,
+}
