@@ -23,8 +23,8 @@ from bench.common import finish, machine, table
 from tests.gguf_models import SHAPES, write_model
 from tiers.backends.llama.engine import Log, Prepared
 from tiers.backends.llama.tier import Llama
-from tiers.base import Job
 from tiers.screenfile.tiers import LlamaTier
+from tiers.tier import Job
 from tiers.types import Candidate
 
 WORDS = [

@@ -15,9 +15,10 @@ import numpy as np
 
 from bench.common import finish, machine, table
 from demo.records import applicants
-from tiers.base import job_of, open_tier
 from tiers.calibration.calibrator import Result, Status, calibrate
+from tiers.host import open_tier
 from tiers.screenfile.file import Screen, load_screen
+from tiers.tier import job_of
 from tiers.types import Candidate
 
 TARGET, DELTA, AUDIT = 0.95, 0.1, 0.005

@@ -30,8 +30,9 @@ import psutil
 
 from bench.common import finish, machine, table
 from tests.vllm.tiny import write_model
-from tiers.base import Job, open_backend
+from tiers.opening import open_backend
 from tiers.screenfile.tiers import HttpTier, VllmTier
+from tiers.tier import Job
 from tiers.types import Candidate
 
 WORDS = ["value", "returns", "object", "module", "import", "error", "type", "list", "string"]

@@ -74,7 +74,7 @@ class Labels:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def tell(
+    def record(
         self,
         rubric: str,
         source: LabelSource,

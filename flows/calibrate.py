@@ -13,13 +13,13 @@ from db.store import Change
 from flows.guarantee.approval import Approval, as_record, asked_for, given_before, refusal
 from flows.guarantee.certificate import certificate_of, last_tier, markdown
 from flows.guarantee.state import Calibration, NotYet, guarantee_of
-from flows.progress import Display
+from flows.progress import Display, say
 from flows.recorder import current, recorded
 from flows.report.artifacts import publish
 from flows.report.reliability import markdown as reliability_markdown
 from flows.report.reliability import reliability_of
 from flows.run.batch import BatchRun
-from flows.run.judging import TierRun, TierWork, tell
+from flows.run.judging import TierRun, TierWork
 from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
 from tiers.calibration.calibrator import Result, Status
@@ -87,7 +87,7 @@ def calibrate(
             said = Approval(approved=True, by=name) if approve else None
             return _certify(calibration, name, said, wait_seconds, shown)
         except (NotYet, _Refused) as stop:
-            tell(str(stop), shown)
+            say(str(stop), shown)
             status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
             return {"run": run.key, "status": str(status), "message": str(stop)}
 
@@ -103,7 +103,7 @@ def _plan(calibration: Calibration, shown: Display, *, anyway: bool) -> None:
         _Refused: more labels than may be used.
     """
     plan = calibration.plan()
-    tell(f"plan: {plan.message}", shown)
+    say(f"plan: {plan.message}", shown)
     if plan.feasible is False and not anyway:
         raise _Refused(
             f"{plan.message}. Nothing was spent; raise labels, lower {calibration.section.kind}, "
@@ -194,7 +194,7 @@ def _certify(
     """
     store, run, result = calibration.store, calibration.run, calibration.result()
     certificate = certificate_of(calibration, result, author)
-    tell(certificate["message"], shown)
+    say(certificate["message"], shown)
     _publish(calibration, certificate)
     if result.status is not Status.CERTIFIED:
         store.undecide(run.id)
@@ -202,7 +202,7 @@ def _certify(
     if calibration.section.approval:
         approval = said or given_before(calibration) or asked_for(run, shown, wait_seconds)
         if not approval.approved:
-            tell(refusal(run, approval), shown)
+            say(refusal(run, approval), shown)
             return {"run": run.key, "status": "refused", "message": refusal(run, approval)}
         certificate["approval"] = as_record(approval)
         _publish(calibration, certificate)

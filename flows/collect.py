@@ -10,13 +10,13 @@ from prefect import flow
 from db.batches import BY_HAND
 from db.engine import check_ready, open_engine
 from db.store import Batch, BatchState, DatabaseError, RunState, Store, StoreError
+from flows.owner import state_of
 from flows.run.batch import kept_reason
-from flows.run.owner import state_of
 from flows.run.screening import screen_candidates
 from flows.settings import Settings, load_keys
-from tiers.base import job_of
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import RemoteTier
+from tiers.tier import job_of
 from tiers.types import TierError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from flows.commands.console import visible
+from flows.recorder import current
+from flows.terminal import visible
 
 LINE_SECONDS = 10.0
 ENOUGH = 10
@@ -197,3 +198,9 @@ class _Log(logging.Handler):
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("tiers").removeHandler(self)
+
+
+def say(text: str, shown: Display) -> None:
+    """Say something in the terminal and in the flow run's log."""
+    shown.say(text)
+    current().say(visible(text))

@@ -22,7 +22,7 @@ from sqlalchemy import URL, Engine, create_engine, make_url, text
 from db.engine import check_ready, open_engine
 from db.store import Store
 from flows.run import judging
-from tiers.base import open_backend
+from tiers.opening import open_backend
 
 from .project import Project
 

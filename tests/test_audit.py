@@ -13,7 +13,8 @@ from flows.guarantee.audit import audit_of, audits_of_promise, in_words
 from flows.report.summary import summary
 from flows.run import cascade as overlap
 from flows.run.judging import TierRun
-from tiers.screenfile.file import Screen, ScreenError, load_screen
+from tiers.screenfile.faults import ScreenError
+from tiers.screenfile.file import Screen, load_screen
 from tiers.types import TierError
 
 from .project import screened

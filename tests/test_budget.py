@@ -7,12 +7,13 @@ from pydantic import ValidationError
 from db.engine import open_engine
 from db.store import Spent, Store
 from flows.report.summary import summary
-from flows.run.budget import Budgets, Gate, Purse, check_prices
+from flows.run.budget import Budgets, Gate, Purse
 from flows.screen import screen as flow
 from flows.settings import Settings
-from tiers.prices import Price, price_of
+from tiers.prices import Price, check_prices, price_of
 from tiers.screenfile.file import Screen, load_screen
-from tiers.screenfile.tiers import BudgetSection, HttpTier, LlamaTier, OpenAIBatchTier
+from tiers.screenfile.limits import BudgetSection
+from tiers.screenfile.tiers import HttpTier, LlamaTier, OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
 
 from .openai_server import ModelServer

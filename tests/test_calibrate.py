@@ -19,7 +19,7 @@ from flows.guarantee.thresholds import as_certified, certified_now, standing
 from flows.run import judging
 from flows.run.screening import prepare
 from flows.settings import Settings
-from tiers.base import open_backend
+from tiers.opening import open_backend
 from tiers.screenfile.file import Screen, load_screen
 from tiers.types import TierError
 
@@ -117,7 +117,7 @@ def test_a_calibrated_run_keeps_its_promise_and_pays_once(folder: Path) -> None:
         # A changed label shows.
         some = next(text_id for text_id in told if told[text_id])
         arguments = (calibration.rubric, LabelSource.TIER, calibration.reviewer)
-        store.labels.tell(*arguments, {some: False}, replace=True)
+        store.labels.record(*arguments, {some: False}, replace=True)
         assert any("labels_digest" in one for one in differences(calibration, certificate)) or any(
             "labels that the draw" in one
             for one in differences(Calibration(store, run, definition), certificate)
@@ -217,7 +217,7 @@ def test_thresholds_wait_for_approval_where_that_is_wanted(folder: Path) -> None
         calibration = Calibration(store, run, definition)
         some = next(text_id for text_id, answer in calibration.labels().items() if answer)
         arguments = (calibration.rubric, LabelSource.TIER, calibration.reviewer)
-        store.labels.tell(*arguments, {some: False}, replace=True)
+        store.labels.record(*arguments, {some: False}, replace=True)
     assert calibrate.fn(definition, key=made["run"])["status"] == "waiting"
 
 
@@ -475,7 +475,7 @@ def test_what_nobody_has_promised_for_people_goes_to_people(
             calibration = Calibration(store, run, definition)
             texts = store.labels.texts(calibration.missing())
             answers = {text_id: body.endswith("yes") for text_id, body in texts.items()}
-            store.labels.tell(calibration.rubric, LabelSource.PERSON, "ada", answers)
+            store.labels.record(calibration.rubric, LabelSource.PERSON, "ada", answers)
     assert made["status"] == "certified", made["message"]
     screened(definition)
     with stored() as (store, run):
@@ -507,7 +507,7 @@ def test_people_are_asked_until_they_have_said_enough(folder: Path) -> None:
             calibration = Calibration(store, run, definition)
             texts = store.labels.texts(calibration.missing())
             answers = {text_id: body.endswith("yes") for text_id, body in texts.items()}
-            store.labels.tell(calibration.rubric, LabelSource.PERSON, "ada", answers)
+            store.labels.record(calibration.rubric, LabelSource.PERSON, "ada", answers)
     assert made["status"] == "certified"
     assert paid(folder, "large") == 0
     screened(definition)

@@ -15,9 +15,9 @@ from tiers.backends.openai.chat import (
     read_listed,
     usage_of,
 )
-from tiers.base import Job
 from tiers.prompt import DIGITS, YES_NO
 from tiers.screenfile.tiers import HttpTier
+from tiers.tier import Job
 
 SPELLED = {s: i for i, name in enumerate(YES_NO.names) for s in YES_NO.spellings(name)}
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tiers.screenfile.file import Screen, ScreenError, load_screen
-from tiers.screenfile.tiers import JsonAsk, LlamaTier
+from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.faults import ScreenError
+from tiers.screenfile.file import Screen, load_screen
+from tiers.screenfile.tiers import LlamaTier
 
 GOOD = """\
 screen: data-engineers

@@ -11,12 +11,14 @@ from rich.progress import Progress
 from typer.testing import CliRunner
 
 from db.store import Explanation, JudgementDetail, TierPlan
-from flows.cli import _show_explanation, app
+from flows.cli import app
 from flows.commands import console
-from flows.commands.check import show_inspection
-from flows.commands.console import Terminal, number, print_json, print_rows, visible
+from flows.commands.console import print_json, print_rows
+from flows.commands.results import _show_explanation
 from flows.files.writing import Format, write_results
 from flows.progress import Bars, Lines, _Log
+from flows.report.inspection import show_inspection
+from flows.terminal import Terminal, number, visible
 from tiers.types import Outcome
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\x9b31m\x7fb\rc :100: [red]x[/red]"
@@ -30,6 +32,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     for name, module in (
         ("out", "flows.cli"),
         ("out", "flows.commands.console"),
+        ("out", "flows.commands.results"),
         ("err", "flows.commands.console"),
     ):
         terminal = Terminal(file=seen, force_terminal=True, color_system=None, width=300)

@@ -12,8 +12,9 @@ import pytest
 from db.errors import StoreError
 from db.query import ask
 from demo.records import RUBRIC, applicants, main
-from tiers.base import job_of, open_backend
+from tiers.opening import open_backend
 from tiers.screenfile.file import Screen, load_screen
+from tiers.tier import job_of
 from tiers.types import Candidate
 
 from .project import Project

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from tiers.backends.files import PRESETS
-from tiers.base import job_of, open_tier
+from tiers.host import open_tier
 from tiers.screenfile.file import Screen, load_screen
+from tiers.tier import job_of
 from tiers.types import Candidate
 
 SECTIONS = (

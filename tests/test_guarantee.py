@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.test_calibration import population, recall_of
-from tiers.calibration.calibrator import Status, calibrate, recall_of_thresholds
 from tiers.calibration import recall as recall_calibration
+from tiers.calibration.calibrator import Status, calibrate, recall_of_thresholds
 from tiers.calibration.draws import chance_of_at_most, most_positives
 from tiers.calibration.evalues import (
     Audit,

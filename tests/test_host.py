@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tiers.base import Job, identity
 from tiers.host import CHUNK, HostedTier
+from tiers.opening import identity
 from tiers.screenfile.tiers import PythonTier
+from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 from .own_tiers import score_of

@@ -8,8 +8,9 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from tiers.backends.openai.http import Http
-from tiers.base import Job, identity, inspect
+from tiers.opening import identity, inspect
 from tiers.screenfile.tiers import HttpTier
+from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 from .openai_server import FAULTS, ModelServer, is_match, one_in_a_hundred

@@ -13,7 +13,8 @@ from db.engine import check_ready, open_engine
 from db.query import ask
 from db.store import Run, Store, TierPlan
 from flows.files.ingest import first_text, ingest
-from tiers.screenfile.file import Candidates, ScreenError
+from tiers.screenfile.faults import ScreenError
+from tiers.screenfile.file import Candidates
 
 
 class Home:

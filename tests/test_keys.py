@@ -13,9 +13,10 @@ from flows.settings import load_keys
 from tiers.backends.openai.account import TRUSTED_HOSTS, hide, key_of, key_route
 from tiers.backends.openai.batch import BatchServer
 from tiers.backends.openai.http import Http
-from tiers.base import Job, inspect
+from tiers.opening import inspect
 from tiers.screenfile.file import load_screen
 from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier
+from tiers.tier import Job
 from tiers.types import Candidate, TierError
 
 from .openai_server import ModelServer

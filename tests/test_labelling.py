@@ -13,7 +13,8 @@ from db.engine import open_engine
 from db.store import LabelSource, Run, Store, StoreError, rubric_digest
 from flows.calibrate import calibrate
 from flows.commands import guarantee as cli_guarantee
-from flows.commands.guarantee import decide, export_labels, reliability
+from flows.commands.guarantee import decide, reliability
+from flows.commands.labels import export_labels
 from flows.guarantee import labelling
 from flows.guarantee.labelling import COLUMNS, HELP, agreement, ask_in_turn, sheet, take_in
 from flows.guarantee.state import Calibration
@@ -368,6 +369,6 @@ def test_without_labels_there_is_nothing_to_hold_scores_against(folder: Path) ->
         calibration = Calibration(store, run, definition)
         texts = store.labels.texts(calibration.missing())
         answers = {text_id: body.endswith("yes") for text_id, body in texts.items()}
-        store.labels.tell(calibration.rubric, LabelSource.PERSON, "ada", answers)
+        store.labels.record(calibration.rubric, LabelSource.PERSON, "ada", answers)
         # The last tier has been asked nothing, so nothing is said of it.
         assert [one["tier"] for one in reliability_of(store, run)] == ["small", "medium"]

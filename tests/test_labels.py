@@ -42,12 +42,12 @@ def text_of(store: Store, run: Any, key: str) -> int:
 def test_a_label_is_told_once_and_changed_only_on_purpose(store: Store) -> None:
     run = screened(store)
     first, second = (text_of(store, run, key) for key in ("k000", "k001"))
-    assert store.labels.tell(RUBRIC, PERSON, "ada", {first: True, second: None}) == 2
-    assert store.labels.tell(RUBRIC, PERSON, "ada", {first: True}) == 0
+    assert store.labels.record(RUBRIC, PERSON, "ada", {first: True, second: None}) == 2
+    assert store.labels.record(RUBRIC, PERSON, "ada", {first: True}) == 0
     with pytest.raises(StoreError, match=r"ada told 1 candidates otherwise .*'text 0': yes then"):
-        store.labels.tell(RUBRIC, PERSON, "ada", {first: False, second: None})
-    assert store.labels.tell(RUBRIC, PERSON, "ada", {first: False}, replace=True) == 1
-    store.labels.tell(RUBRIC, PERSON, "bob", {first: True})
+        store.labels.record(RUBRIC, PERSON, "ada", {first: False, second: None})
+    assert store.labels.record(RUBRIC, PERSON, "ada", {first: False}, replace=True) == 1
+    store.labels.record(RUBRIC, PERSON, "bob", {first: True})
     told = [(label.reviewer, label.answer) for label in store.labels.all(RUBRIC, PERSON)]
     assert told == [("ada", False), ("bob", True), ("ada", None)]
     assert store.labels.all(RUBRIC, TIER) == []
@@ -82,7 +82,7 @@ def test_labels_go_before_scores_where_the_policy_follows_them(store: Store) -> 
     run = screened(store)
     low, high = (text_of(store, run, key) for key in ("k001", "k019"))
     change = {"certificate": {"recall": 0.9}, "author": "ada", "reason": "calibrated"}
-    store.labels.tell(RUBRIC, TIER, "slow #2", {low: True, high: None})
+    store.labels.record(RUBRIC, TIER, "slow #2", {low: True, high: None})
     store.policies.certify(run.id, {0: Change(0.2, 0.9)}, follows="slow #1", **change)
     store.redecide(run.id)
     assert verdicts(store, run)["k001"] == "rejected"  # another reviewer's labels
@@ -101,7 +101,7 @@ def test_at_the_last_tier_the_majority_of_people_decides(store: Store) -> None:
         ("bob", {yes: True, no: False, split: False}),
         ("cleo", {yes: False, no: None}),
     ):
-        store.labels.tell(RUBRIC, PERSON, reviewer, answers)
+        store.labels.record(RUBRIC, PERSON, reviewer, answers)
     before = verdicts(store, run)
     assert (before["k017"], before["k006"], before["k016"]) == ("rejected", "accepted", "rejected")
     store.policies.certify(
@@ -188,7 +188,7 @@ def test_a_later_run_takes_over_the_thresholds_of_the_last_calibrated_one(store:
 )
 def test_what_if_foretells_what_deciding_does(store, engine: Engine, plan, change) -> None:
     run = screened(store, 20, (plan, TierPlan("mid", 0.3, None, None, None), SLOW))
-    store.labels.tell(RUBRIC, TIER, "slow", {text_of(store, run, "k000"): True})
+    store.labels.record(RUBRIC, TIER, "slow", {text_of(store, run, "k000"): True})
     before, funnel = verdicts(store, run), store.funnel(run.id)
     foretold = store.what_if(run.id, {0: change})
     assert verdicts(store, run) == before

@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from tiers.backends.llama.tier import Llama
-from tiers.base import Job
 from tiers.prompt import compose, in_chat, question_for
 from tiers.screenfile.tiers import LlamaTier
+from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 from .gguf_models import CHAT_TEMPLATE, SHAPES, write_model

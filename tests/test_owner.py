@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from db.store import RunState, Store, StoreError
-from flows.run.owner import is_dead, owner, state_of
+from flows.owner import is_dead, owner, state_of
 from flows.run.session import held
 
 from .test_store import new_run
@@ -22,7 +22,7 @@ def parts() -> list[str]:
 def test_this_process_lives_and_one_that_ended_is_dead() -> None:
     assert not is_dead(owner())
     ended = subprocess.run(
-        [sys.executable, "-c", "from flows.run.owner import owner; print(owner())"],
+        [sys.executable, "-c", "from flows.owner import owner; print(owner())"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     assert ended != owner()

@@ -14,7 +14,8 @@ from db.store import InputRefused, RunState, Store
 from flows.calibrate import calibrate
 from flows.run.screening import prepare, screen_candidates
 from flows.settings import Settings
-from tiers.screenfile.file import Screen, ScreenError, load_screen
+from tiers.screenfile.faults import ScreenError
+from tiers.screenfile.file import Screen, load_screen
 
 from . import test_calibrate
 from .project import screened as screen_again

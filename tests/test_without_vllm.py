@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tiers.base import Job, identity, inspect, open_backend
-from tiers.screenfile.file import ScreenError, load_screen
+from tiers.opening import identity, inspect, open_backend
+from tiers.screenfile.faults import ScreenError
+from tiers.screenfile.file import load_screen
 from tiers.screenfile.tiers import VllmTier
+from tiers.tier import Job
 from tiers.types import MissingExtra
 
 TIER = {"name": "fast", "backend": "vllm", "model": "models/judge"}

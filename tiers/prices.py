@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import AnyTier, HttpTier, OpenAIBatchTier
+from tiers.types import TierError
 
 MILLION = 1e6
 
@@ -33,8 +35,7 @@ def price_of(tier: AnyTier) -> Price | None:
     """The price of a tier; None where it is not known, which is not the same as nothing."""
     own = tier.price
     if own is not None and own.hour is not None:
-        machines = len(tier.urls) if isinstance(tier, HttpTier) else 1
-        return Price(0.0, 0.0, 0.0, own.hour * machines, "screen file")
+        return Price(0.0, 0.0, 0.0, own.hour * tier.machines, "screen file")
     if own is not None and own.input is not None and own.output is not None:
         cached = own.input if own.cached_input is None else own.cached_input
         return Price(own.input, cached, own.output, 0.0, "screen file")
@@ -61,3 +62,25 @@ def _listed(tier: HttpTier | OpenAIBatchTier) -> Price | None:
 def _table() -> dict[str, Any]:
     table: dict[str, Any] = yaml.safe_load((files("tiers") / "prices.yaml").read_text("utf-8"))
     return table
+
+
+def check_prices(definition: Screen) -> None:
+    """Refuse a budget of money where a price is not known.
+
+    Raises:
+        TierError: naming every tier without a price.
+    """
+    of_run = definition.budget is not None and definition.budget.usd is not None
+    unknown = [
+        tier.name
+        for tier in definition.tiers
+        if (of_run or (tier.budget is not None and tier.budget.usd is not None))
+        and price_of(tier) is None
+    ]
+    if unknown:
+        names = ", ".join(f"'{name}'" for name in unknown)
+        raise TierError(
+            f"a budget in usd needs the price of every tier that it covers; not known: {names}. "
+            "Write price: {input: 0.10, output: 0.40} (per million tokens), price: {hour: 0.50} "
+            "for a machine, or price: 0 if it costs nothing"
+        )

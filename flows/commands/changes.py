@@ -13,10 +13,14 @@ from flows.commands.console import AsJson, Database, open_store, out, print_rows
 if TYPE_CHECKING:
     from db.store import Difference, Run, Store
 
+app = typer.Typer()
+
+
 SHOWN = 20
 ACCEPTED = "accepted"
 
 
+@app.command(epilog="Example: `tamis changes monday tuesday`")
 def changes(
     before: Annotated[
         str | None,

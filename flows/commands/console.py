@@ -1,17 +1,20 @@
 """What all commands share: where they print, how they fail, and their common options."""
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import orjson
 import typer
-from rich.console import Console
+
+from flows.terminal import Terminal, json_text, number, visible
 
 if TYPE_CHECKING:
     from db.store import Store
     from flows.settings import Settings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from db.store import Run, Store
 
 DONE, USAGE, UNFINISHED, UNKEPT, BUSY = 0, 2, 3, 4, 5
 
@@ -30,39 +33,6 @@ AllowShrink = Annotated[
     typer.Option("--allow-shrink", help="Let more than half of the run's candidates leave it."),
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The screen file.")]
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_LEAST_SHOWN = 0.001
-"""From here on four decimals say enough of a number."""
-
-
-def visible(text: str) -> str:
-    """The text with its control characters shown, which a terminal would obey.
-
-    Candidates, servers and files write what they like: titles, colours, a cleared screen.
-    """
-    plain = text.replace("\r\n", "\n")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)
-
-
-def number(value: float) -> str:
-    """A number as people read it: a small one is not rounded to nothing, nor one below 1 to 1."""
-    if 0 < abs(value) < _LEAST_SHOWN:
-        return f"{value:.3g}"
-    rounded = f"{value:.4f}" if abs(value) < 1 else f"{value:,.2f}"
-    return repr(value) if abs(value) < 1 <= abs(float(rounded)) else rounded
-
-
-class Terminal(Console):
-    """A console that obeys nobody: no markup, no emoji, no control characters."""
-
-    def __init__(self, **settings: Any) -> None:
-        # Nothing is markup: a candidate's text may hold [brackets], or :100:.
-        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **settings)
-
-    def print(self, *objects: Any, **settings: Any) -> None:
-        shown = (visible(each) if isinstance(each, str) else each for each in objects)
-        super().print(*shown, **settings)
 
 
 # A table cut to the 80 columns of a pipe helps nobody.
@@ -108,12 +78,6 @@ def fail(message: str, code: int = USAGE) -> NoReturn:
     raise SystemExit(code)
 
 
-def json_text(value: Any) -> str:
-    """JSON, in which the control characters that JSON allows are escaped as well."""
-    text = orjson.dumps(value, default=str).decode()
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
 def print_json(value: Any) -> None:
     """One line of JSON on stdout."""
     print(json_text(value), flush=True)
@@ -143,3 +107,28 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return number(value)
     return "" if value is None else visible(str(value))
+
+
+RunKey = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: newest.")]
+
+
+def found_run(database: str | None, run_key: str | None) -> tuple["Store", "Run"]:
+    """The store, and the run of a key or of a screen file."""
+    from tiers.screenfile.file import load_screen
+
+    store = open_store(database)
+    if run_key is None or not run_key.endswith((".yaml", ".yml")):
+        return store, store.find_run(run_key)
+    name = load_screen(Path(run_key)).screen
+    found = next((one.run for one in store.runs(1000) if one.run.screen == name), None)
+    if found is None:
+        fail(f"screen '{name}' has no run yet; run tamis calibrate {run_key}")
+    return store, found
+
+
+def unwritable(path: Path, error: OSError) -> NoReturn:
+    """End the command because a file cannot be written."""
+    fail(
+        f"{path} cannot be written: {error.strerror or error}; name a file in a folder that exists "
+        "and that you may write to"
+    )

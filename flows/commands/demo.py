@@ -4,17 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from db.engine import open_engine
-from db.store import Store
-from demo.records import applicants, write_jsonl
-from flows.cli import screen_once
-from flows.report.summary import show
-from flows.settings import Settings
-from tiers.screenfile.file import Screen, load_screen
+from flows.commands.console import Database, open_store, out
+from flows.commands.local import screen_once
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from db.store import Store
+    from tiers.screenfile.file import Screen
+
+app = typer.Typer()
 
 Truth = Mapping[str, bool]
 
@@ -28,12 +31,25 @@ class Quality:
     wrong: int
 
 
-def run_demo(database: str | None, *, count: int, seed: int, console: Console) -> int:
+@app.command(epilog="Example: `tamis demo --count 2000`")
+def demo(
+    database: Database = None,
+    count: Annotated[int, typer.Option(min=1, help="How many applicants.")] = 2_000,
+    seed: Annotated[int, typer.Option(help="Another seed, other applicants.")] = 7,
+) -> None:
+    """Screen generated applicants through three tiny models that ship with Tamis."""
+    raise typer.Exit(run_demo(database, count=count, seed=seed, console=out))
+
+
+def run_demo(database: str | None, *, count: int, seed: int, console: "Console") -> int:
     """Screen the applicants with the cascade, then all of them with its largest model alone.
 
     Returns:
         The exit code: 0 if every applicant has a verdict.
     """
+    from flows.report.summary import show
+    from tiers.screenfile.file import load_screen
+
     folder = Path(str(files("demo")))
     truth = _write_applicants(folder / "data" / "applicants.jsonl", count, seed)
     cascade = load_screen(folder / "screen.yaml")
@@ -43,7 +59,7 @@ def run_demo(database: str | None, *, count: int, seed: int, console: Console) -
     show(finished, console)
     console.print("\nfor comparison, the largest model on all of them:")
     alone = screen_once(largest_alone(cascade), database, allow_shrink=True)
-    store = Store(open_engine(Settings().database(database)))
+    store = open_store(database)
     runs = {"cascade": finished["run"], "largest model on all": alone["run"]}
     _show_comparison(store, runs, truth, console)
     key = finished["run"]
@@ -59,7 +75,7 @@ def run_demo(database: str | None, *, count: int, seed: int, console: Console) -
     return 0 if finished["pending"] == finished["failed"] == 0 else 3
 
 
-def largest_alone(cascade: Screen) -> Screen:
+def largest_alone(cascade: "Screen") -> "Screen":
     """The screen that asks the cascade's last tier about everybody."""
     return cascade.model_copy(
         update={"screen": f"{cascade.screen}-largest", "tiers": cascade.tiers[-1:]}
@@ -67,6 +83,8 @@ def largest_alone(cascade: Screen) -> Screen:
 
 
 def _write_applicants(path: Path, count: int, seed: int) -> Truth:
+    from demo.records import applicants, write_jsonl
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as output:
         write_jsonl(applicants(count, seed), output)
@@ -85,7 +103,11 @@ def quality(results: Mapping[str, str], truth: Truth) -> Quality:
     )
 
 
-def _show_comparison(store: Store, runs: Mapping[str, str], truth: Truth, console: Console) -> None:
+def _show_comparison(
+    store: "Store", runs: Mapping[str, str], truth: Truth, console: "Console"
+) -> None:
+    from rich.table import Table
+
     table = Table(title="against the truth", title_justify="left")
     for name in ("", "recall", "precision", "wrong verdicts", "calls of it", "model seconds"):
         table.add_column(name, justify="left" if not name else "right")

@@ -1,11 +1,9 @@
 """The commands of promises: calibrate, certificate, label, what-if, decide, reliability."""
 
-import csv
 import getpass
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,19 +15,19 @@ from flows.commands.console import (
     AsJson,
     Database,
     File,
+    RunKey,
     err,
     fail,
-    open_store,
+    found_run,
     out,
     print_json,
     print_rows,
     settings,
-    visible,
+    unwritable,
 )
-from flows.files.writing import defused
 
 if TYPE_CHECKING:
-    from db.store import Run, Store
+    pass
 
 CODES = {
     "certified": DONE,
@@ -39,28 +37,13 @@ CODES = {
 }
 SHOWN = 20
 
-label_app = typer.Typer(help="Labels from people: one by one, or in sheets.")
+app = typer.Typer()
 
-RunKey = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: newest.")]
-OfRun = Annotated[str | None, typer.Option("--run", help="A run's key; default: newest.")]
 Tier = Annotated[str | None, typer.Option(help="The tier's name.")]
 Threshold = Annotated[float | None, typer.Option(min=0, max=1)]
 
 
-def add_guarantee_commands(app: typer.Typer) -> None:
-    """Put these commands beside the others."""
-    app.command(epilog="Example: `tamis calibrate screen.yaml`")(calibrate)
-    app.command(epilog="Example: `tamis certificate monday --check`")(certificate)
-    app.command("what-if", epilog="Example: `tamis what-if monday --tier fast --reject-below 0.2`")(
-        what_if
-    )
-    app.command(
-        epilog="Example: `tamis decide monday --tier fast --reject-below 0.2 --because typo`"
-    )(decide)
-    app.command(epilog="Example: `tamis reliability monday --plot scores.svg`")(reliability)
-    app.add_typer(label_app, name="label")
-
-
+@app.command(epilog="Example: `tamis calibrate screen.yaml`")
 def calibrate(
     file: File,
     database: Database = None,
@@ -122,6 +105,7 @@ def calibrate(
     raise typer.Exit(CODES[made["status"]])
 
 
+@app.command(epilog="Example: `tamis certificate monday --check`")
 def certificate(
     run_key: RunKey = None,
     database: Database = None,
@@ -137,7 +121,7 @@ def certificate(
     from flows.guarantee.state import Calibration
     from flows.guarantee.thresholds import standing
 
-    store, run = _found(database, run_key)
+    store, run = found_run(database, run_key)
     found = store.policies.certificate(run.id)
     if found is None:
         fail(f"run '{run.key}' is not calibrated; run tamis calibrate FILE")
@@ -162,6 +146,7 @@ def certificate(
     raise typer.Exit(UNKEPT if wrong else DONE)
 
 
+@app.command("what-if", epilog="Example: `tamis what-if monday --tier fast --reject-below 0.2`")
 def what_if(
     run_key: RunKey = None,
     tier: Tier = None,
@@ -173,7 +158,7 @@ def what_if(
     """Show what other thresholds would do, from stored scores. No model is asked."""
     from flows.guarantee.thresholds import change_of, consequences
 
-    store, run = _found(database, run_key)
+    store, run = found_run(database, run_key)
     if tier is None:
         fail("name the tier; write --tier NAME")
     found = consequences(store, run, *change_of(store, run, tier, reject_below, accept_above))
@@ -183,6 +168,7 @@ def what_if(
         _show_consequences(found)
 
 
+@app.command(epilog="Example: `tamis decide monday --tier fast --reject-below 0.2 --because typo`")
 def decide(
     run_key: Annotated[str, typer.Argument(metavar="RUN", help="A run's key.")],
     because: Annotated[str, typer.Option(help="Why; kept with the new version.")],
@@ -204,7 +190,7 @@ def decide(
     from flows.report.summary import show, summary
     from flows.run.session import held, how_it_stands
 
-    store, run = _found(database, run_key)
+    store, run = found_run(database, run_key)
     if (tier is None) == (policy is None):
         fail("write either --tier NAME with thresholds, or --policy ID")
     if policy is not None and not (reject_below is accept_above is None):
@@ -232,6 +218,7 @@ def decide(
             out.print(f"{finished['pending']:,} wait for a model; go on with: tamis run FILE")
 
 
+@app.command(epilog="Example: `tamis reliability monday --plot scores.svg`")
 def reliability(
     run_key: RunKey = None,
     tier: Tier = None,
@@ -248,13 +235,13 @@ def reliability(
 
     if plot is not None and plot.suffix != ".svg":
         fail(f"{plot} is no .svg file, and only those are drawn; write --plot {plot.stem}.svg")
-    store, run = _found(database, run_key)
+    store, run = found_run(database, run_key)
     found = reliability_of(store, run, tier=tier, bins=bins)
     if plot is not None:
         try:
             plot.write_text(svg(found), "utf-8")
         except OSError as error:
-            _unwritable(plot, error)
+            unwritable(plot, error)
     if as_json:
         print_json(found)
         return
@@ -270,129 +257,6 @@ def reliability(
             f"{f' ({maps})' if maps else ''}"
         )
         print_rows(bars(one), False, empty="")
-
-
-@label_app.callback(invoke_without_command=True)
-def label(
-    context: typer.Context,
-    run_key: OfRun = None,
-    reviewer: Annotated[str | None, typer.Option(help="Your name; default: this user.")] = None,
-    database: Database = None,
-) -> None:
-    """Without a command: ask for the labels that a calibration wants, one at a time."""
-    if context.invoked_subcommand is not None:
-        return
-    from flows.guarantee.labelling import ask_in_turn
-
-    store, run = _found(database, run_key)
-    name = reviewer or getpass.getuser()
-    told = ask_in_turn(store, run, name, _type_in, out.print)
-    out.print(f"{told:,} labels by {name}; go on with: tamis calibrate FILE")
-
-
-@label_app.command("export", epilog="Example: `tamis label export monday --output labels.csv`")
-def export_labels(
-    run_key: RunKey = None,
-    output: Annotated[Path | None, typer.Option(help="A file; default: stdout.")] = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, help="So many, though fewer may do in the end.")
-    ] = None,
-    labelled_by: Annotated[
-        str | None, typer.Option(help="What this reviewer has labelled, for a second one.")
-    ] = None,
-    database: Database = None,
-) -> None:
-    """Write a sheet to hand out: key, text, rubric and an empty column `label`."""
-    from flows.guarantee.labelling import labels_from, sheet
-
-    store, run = _found(database, run_key)
-    rows = list(sheet(store, run, count=count, labelled_by=labelled_by))
-    if output is None:
-        _write_sheet(sys.stdout, rows)
-    else:
-        try:
-            with output.open("w", newline="", encoding="utf-8") as stream:
-                _write_sheet(stream, rows)
-        except OSError as error:
-            _unwritable(output, error)
-    err.print(f"{len(rows):,} candidates to label: yes, no or unknown in the last column")
-    if labelled_by is None and (tier := labels_from(run)):
-        err.print(
-            f"the promise has its labels from tier '{tier}': those of people are kept to compare "
-            "with, and count once the screen says against: people"
-        )
-
-
-@label_app.command("import", epilog="Example: `tamis label import labels.csv --reviewer ada`")
-def import_labels(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A sheet that was filled in.")],
-    reviewer: Annotated[str, typer.Option(help="Who filled it in.")],
-    run_key: OfRun = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Where the reviewer said otherwise before.")
-    ] = False,
-    database: Database = None,
-) -> None:
-    """Store the answers of a sheet."""
-    from flows.guarantee.labelling import take_in
-
-    store, run = _found(database, run_key)
-    told, empty = take_in(store, run, file, reviewer, replace=replace)
-    left = f"; {empty:,} lines have no answer yet" if empty else ""
-    out.print(f"{told:,} new labels by {reviewer}{left}")
-
-
-@label_app.command("agreement", epilog="Example: `tamis label agreement monday --json`")
-def label_agreement(
-    run_key: RunKey = None, database: Database = None, as_json: AsJson = False
-) -> None:
-    """Show how far reviewers agree (Cohen's kappa), and whom they disagree about."""
-    from flows.guarantee.labelling import agreement
-
-    store, run = _found(database, run_key)
-    found = agreement(store, run)
-    if as_json:
-        print_json(found)
-        return
-    print_rows(found["pairs"], False, empty="no two people have labelled the same candidate")
-    print_rows(_even(found["disputes"]), False, empty="no disputes")
-
-
-def _found(database: str | None, run_key: str | None) -> tuple["Store", "Run"]:
-    """The store, and the run of a key or of a screen file."""
-    from tiers.screenfile.file import load_screen
-
-    store = open_store(database)
-    if run_key is None or not run_key.endswith((".yaml", ".yml")):
-        return store, store.find_run(run_key)
-    name = load_screen(Path(run_key)).screen
-    found = next((one.run for one in store.runs(1000) if one.run.screen == name), None)
-    if found is None:
-        fail(f"screen '{name}' has no run yet; run tamis calibrate {run_key}")
-    return store, found
-
-
-def _write_sheet(stream: TextIO, rows: list[dict[str, str]]) -> None:
-    from flows.guarantee.labelling import COLUMNS
-
-    shown = visible if stream.isatty() else str
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([shown(defused(row[name])) for name in COLUMNS] for row in rows)
-
-
-def _unwritable(path: Path, error: OSError) -> NoReturn:
-    fail(
-        f"{path} cannot be written: {error.strerror or error}; name a file in a folder that exists "
-        "and that you may write to"
-    )
-
-
-def _type_in(prompt: str) -> str:
-    try:
-        return input(f"{prompt} > ")
-    except EOFError:
-        return "q"
 
 
 def _show_consequences(found: dict[str, Any]) -> None:
@@ -425,9 +289,3 @@ def _show_consequences(found: dict[str, Any]) -> None:
     print_rows(found["candidates"][:SHOWN], False, empty="")
     if len(found["candidates"]) > SHOWN:
         out.print(f"{len(found['candidates']) - SHOWN:,} more with --json")
-
-
-def _even(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with all columns of any of them."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name) for name in names} for row in rows]

@@ -18,7 +18,8 @@ import duckdb
 import orjson
 
 from db.store import BadRow, Ingested, InputRefused, Row, Store
-from tiers.screenfile.file import Candidates, ScreenError
+from tiers.screenfile.faults import ScreenError
+from tiers.screenfile.file import Candidates
 from tiers.screenfile.template import named_fields, renderer
 
 CHUNK = 1_000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from flows.commands.console import fail, json_text, visible
+from flows.terminal import json_text, visible
 
 if TYPE_CHECKING:
     from db.store import Run, Store
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001 - full-width ones work as well
 """What a spreadsheet takes for the beginning of a formula, or of what we have made of one."""
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
+
+
+class WritingError(Exception):
+    """Results that cannot be written as asked."""
 
 
 class Format(StrEnum):
@@ -115,7 +119,9 @@ def write_results(
     rows = chain(list(islice(rows, 1)), rows)
     if format_ is Format.PARQUET:
         if output is None:
-            fail("Parquet cannot be written to a terminal; give --output FILE.parquet")
+            raise WritingError(
+                "Parquet cannot be written to a terminal; give --output FILE.parquet"
+            )
         _write_parquet(rows, output)
         return
     stream = sys.stdout if output is None else output.open("w", newline="", encoding="utf-8")
@@ -170,7 +176,7 @@ def _write_parquet(rows: Iterator[dict[str, Any]], output: Path) -> None:
             longest = max(longest, lines.write(orjson.dumps(row) + b"\n"))
         lines.flush()
         if not longest:
-            fail("no results to write")
+            raise WritingError("no results to write")
         kinds = ", ".join(
             f"{_quoted(name)}: '{'DOUBLE' if name in scores else 'VARCHAR'}'" for name in row
         )
@@ -194,7 +200,7 @@ def format_of(output: Path | None) -> Format:
     found = {**{each.value: each for each in Format}, "ndjson": Format.JSONL}.get(suffix)
     if found is None:
         advice = "; a spreadsheet opens a .csv" if suffix in ("xlsx", "xls", "ods") else ""
-        fail(
+        raise WritingError(
             f"{output}: results are written as .csv, .json, .jsonl or .parquet{advice}; write "
             f"--output {output.stem or 'results'}.csv, or name one of these with --format"
         )

@@ -10,8 +10,7 @@ from prefect.input import RunInput
 from db.store import Run
 from flows.guarantee.certificate import differences
 from flows.guarantee.state import Calibration, NotYet
-from flows.progress import Display
-from flows.run.judging import tell
+from flows.progress import Display, say
 
 POLL_SECONDS = 5
 
@@ -43,7 +42,7 @@ def asked_for(run: Run, shown: Display, seconds: int) -> Approval:
     """
     if FlowRunContext.get() is None or seconds <= 0:
         raise _unanswered(run)
-    tell(
+    say(
         f"run {run.key} waits {seconds:,} s for a person to approve in the Prefect UI: look at the "
         "certificate among the artifacts, press Resume and fill in the form",
         shown,

@@ -5,7 +5,7 @@ from typing import Any
 
 from db.store import Audited, Run, Store
 from tiers.calibration.evalues import Audit, audit_interval, drift
-from tiers.screenfile.tiers import GuaranteeSection
+from tiers.screenfile.limits import GuaranteeSection
 
 PROOF = 1e300
 """Stands for endless evidence, which JSON has no word for."""

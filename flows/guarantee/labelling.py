@@ -114,7 +114,7 @@ def take_in(store: Store, run: Run, file: Path, reviewer: str, *, replace: bool)
         more = f"\n... and {len(problems) - 10:,} more" if len(problems) > 10 else ""
         raise StoreError("\n".join([f"{file}: nothing was stored", *problems[:10]]) + more)
     rubric = rubric_digest(definition.rubric)
-    told = store.labels.tell(rubric, LabelSource.PERSON, reviewer, answers, replace=replace)
+    told = store.labels.record(rubric, LabelSource.PERSON, reviewer, answers, replace=replace)
     return told, empty
 
 
@@ -158,7 +158,7 @@ def ask_in_turn(
             queue = [told.pop(), *queue] if told else queue
         elif said in ANSWERS:
             answer = {text_id: ANSWERS[said]}
-            store.labels.tell(rubric, LabelSource.PERSON, reviewer, answer, replace=True)
+            store.labels.record(rubric, LabelSource.PERSON, reviewer, answer, replace=True)
             told.append(queue.pop(0))
         else:
             say(f"'{said}' is no answer; type one of: {KEYS}")

@@ -9,7 +9,7 @@ from db.store import PEOPLE, Label, LabelSource, Run, Store, StoreError, rubric_
 from tiers.calibration.calibrator import Calibrator, Plan, Result, plan_calibration
 from tiers.policy import outcomes
 from tiers.screenfile.file import Screen
-from tiers.screenfile.tiers import GuaranteeSection
+from tiers.screenfile.limits import GuaranteeSection
 from tiers.types import Outcome, TierError
 
 TRUSTED = 20
@@ -89,7 +89,7 @@ class Calibration:
             else outcomes([score], [""], policy, last=True)[0] is not Outcome.REJECT
             for text_id, score in scores.items()
         }
-        self.store.labels.tell(self.rubric, self.source, self.reviewer, answers)
+        self.store.labels.record(self.rubric, self.source, self.reviewer, answers)
 
     def result(self) -> Result:
         """What the labels allow; only when nothing is missing."""

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from db.store import BatchState, FunnelRow, Run, RunState, RunStatus, Store
-from flows.commands.console import number
 from flows.guarantee.audit import audit_of, in_words, table_of
-from flows.run.owner import state_of
+from flows.owner import state_of
+from flows.terminal import number
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
 ALWAYS = ("judged", "promoted", "accepted", "rejected")

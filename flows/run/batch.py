@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from db.batches import BY_HAND
 from db.store import Batch, BatchState, TierState
-from flows.progress import Display
-from flows.run.judging import PAGE, TierWork, record, tell
+from flows.progress import Display, say
+from flows.run.judging import PAGE, TierWork, record
 from tiers.screenfile.tiers import OpenAIBatchTier
 from tiers.types import Candidate, Judgement, TierError
 
@@ -65,18 +65,18 @@ class BatchRun:
                 self._clear_up(server)
             self._send(server)
         except TryLater as trouble:
-            tell(f"{trouble}; try again later", self._shown)
+            say(f"{trouble}; try again later", self._shown)
         except TierError as error:
             self._set(TierState.STOPPED, str(error))
             raise
         finally:
             server.close()
-            self._tell_remarks(server)
+            self._say_remarks(server)
         self._report()
 
-    def _tell_remarks(self, server: "BatchServer") -> None:
+    def _say_remarks(self, server: "BatchServer") -> None:
         for remark in server.remarks:
-            tell(f"{self._work.name}: {remark}", self._shown)
+            say(f"{self._work.name}: {remark}", self._shown)
 
     def _open(self) -> list[Batch]:
         return self._batches.all(self._work.run.id, self._work.position, open_only=True)
@@ -94,18 +94,18 @@ class BatchRun:
         if out:
             lines = sum(batch.lines for batch in out)
             counted = "1 batch" if len(out) == 1 else f"{len(out)} batches"
-            tell(
+            say(
                 f"{self._work.name}: {lines:,} candidates are out in {counted}; collect the "
                 "answers with 'tamis batch poll' or the same command again",
                 self._shown,
             )
         elif still_open:
-            tell(
+            say(
                 f"{self._work.name}: no batch has arrived; the same command tries again",
                 self._shown,
             )
         elif gate is not None and gate.closed:
-            tell(f"{self._work.name} stopped: {gate.closed}", self._shown)
+            say(f"{self._work.name} stopped: {gate.closed}", self._shown)
             self._set(TierState.STOPPED, gate.closed)
         else:
             self._set(TierState.DONE, None)
@@ -191,7 +191,7 @@ class BatchRun:
         )
         words = self._fate(asked - answered)
         why = f" ({batch.reason})" if batch.reason else ""
-        tell(
+        say(
             f"{self._work.name}: batch {batch.id} {batch.remote_state}{why}: "
             f"{len(answered):,} answers{words}",
             self._shown,
@@ -232,7 +232,7 @@ class BatchRun:
             gate.release([first.id])
         remark = server.probe(first.text)
         if remark is not None:
-            tell(f"{self._work.name}: {remark}", self._shown)
+            say(f"{self._work.name}: {remark}", self._shown)
         with tempfile.TemporaryDirectory() as folder:
             for file in self._files(server, Path(folder), first, source, room):
                 self._submit(server, file)
@@ -328,7 +328,7 @@ class BatchRun:
             remote_state=remote.state,
         )
         file.path.unlink()
-        tell(f"{self._work.name}: sent batch {batch.id}, {len(file.text_ids):,} lines", self._shown)
+        say(f"{self._work.name}: sent batch {batch.id}, {len(file.text_ids):,} lines", self._shown)
 
 
 def kept_reason(batch: Batch, remote: "RemoteBatch") -> str | None:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from db.store import Spent, Store
 from tiers.prices import Price, price_of
+from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.file import Screen
-from tiers.screenfile.tiers import BudgetSection, JsonAsk, ModelTierSection, OpenAIBatchTier
-from tiers.types import Candidate, Judgement, TierError
+from tiers.screenfile.limits import BudgetSection
+from tiers.screenfile.tiers import ModelTierSection, OpenAIBatchTier
+from tiers.types import Candidate, Judgement
 
 FIRST_TOKENS_PER_CHARACTER = 0.5
 """Twice what English takes, until a reply has told."""
@@ -272,25 +274,3 @@ class Budgets:
     @staticmethod
     def _purse(limits: BudgetSection | None, whose: str, spent: Iterable[Spent]) -> Purse | None:
         return None if limits is None else Purse(limits, whose, spent)
-
-
-def check_prices(definition: Screen) -> None:
-    """Refuse a budget of money where a price is not known.
-
-    Raises:
-        TierError: naming every tier without a price.
-    """
-    of_run = definition.budget is not None and definition.budget.usd is not None
-    unknown = [
-        tier.name
-        for tier in definition.tiers
-        if (of_run or (tier.budget is not None and tier.budget.usd is not None))
-        and price_of(tier) is None
-    ]
-    if unknown:
-        names = ", ".join(f"'{name}'" for name in unknown)
-        raise TierError(
-            f"a budget in usd needs the price of every tier that it covers; not known: {names}. "
-            "Write price: {input: 0.10, output: 0.40} (per million tokens), price: {hour: 0.50} "
-            "for a machine, or price: 0 if it costs nothing"
-        )

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from db.store import Run, Store, TierState
-from flows.commands.console import visible
-from flows.progress import Display, Step
+from flows.progress import Display, Step, say
 from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
 from flows.run.budget import Budgets, Gate
-from tiers.base import Interruptible, Job, Tier, open_tier
+from tiers.host import open_tier
+from tiers.tier import Interruptible, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
 
 PAGE = 1_000
@@ -27,12 +27,6 @@ MASS_NEEDED = 0.5
 COUNT_SECONDS = 1.0
 COUNT_SHARE = 50
 """Counting what waits may take a fiftieth of the time."""
-
-
-def tell(text: str, shown: Display) -> None:
-    """Say something in the terminal and in the flow run's log."""
-    shown.say(text)
-    current().say(visible(text))
 
 
 @dataclass(frozen=True)
@@ -113,13 +107,13 @@ class TierRun:
         """Close the engine and write down how the tier stands."""
         tier, closed = self._tier, self.work.gate and self.work.gate.closed
         self.close()
-        self._tell_remarks(tier)
+        self._say_remarks(tier)
         state = TierState.STOPPED if closed else TierState.DONE
         self._set(state, closed or None, tier.rates if tier is not None else {})
         if closed:
-            tell(f"{self.work.name} stopped: {closed}", self._shown)
+            say(f"{self.work.name} stopped: {closed}", self._shown)
         if tier is not None and tier.rates:
-            tell(
+            say(
                 f"{self.work.name}: model loaded in {self._loaded:.1f} s; it reads "
                 f"{tier.rates['prefill']:,.0f} tokens a second and writes "
                 f"{tier.rates['decode']:,.0f}",
@@ -155,7 +149,7 @@ class TierRun:
         while True:
             with current().block(f"{self.work.name} from {self._done + 1:,}"):
                 block = judge_block(self.work, tier, after, size, self._step, kept)
-            self._tell_remarks(tier)
+            self._say_remarks(tier)
             if judged == 0 or block.last is None:
                 check_mass(self.work)
                 self.settled = True
@@ -198,9 +192,9 @@ class TierRun:
             ended = time.monotonic()
             self._count_next = ended + max(COUNT_SECONDS, COUNT_SHARE * (ended - began))
 
-    def _tell_remarks(self, tier: Tier | None) -> None:
+    def _say_remarks(self, tier: Tier | None) -> None:
         for remark in tier.remarks[self._told :] if tier is not None else ():
-            tell(f"{self.work.name}: {remark}", self._shown)
+            say(f"{self.work.name}: {remark}", self._shown)
             self._told += 1
 
     def _set(self, state: TierState, reason: str | None, rates: object = None) -> None:

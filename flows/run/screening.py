@@ -8,18 +8,19 @@ from db.store import Run, Store
 from flows.files.ingest import check_columns, in_words, ingest, require_candidates
 from flows.guarantee.state import check_calibration, require_calibration
 from flows.guarantee.thresholds import standing
-from flows.progress import Display
+from flows.progress import Display, say
 from flows.recorder import recorded
 from flows.report.artifacts import publish
-from flows.run.budget import Budgets, check_prices
+from flows.run.budget import Budgets
 from flows.run.cascade import Cascade
-from flows.run.judging import TierWork, tell
+from flows.run.judging import TierWork
 from flows.run.session import open_run, opened
 from flows.settings import Settings, load_keys
-from tiers.base import inspect, job_of
-from tiers.prices import Price, price_of
+from tiers.opening import inspect
+from tiers.prices import Price, check_prices, price_of
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import RemoteTier
+from tiers.tier import job_of
 
 ROUNDS = 4
 """How often a budget that left something over is spent on more candidates."""
@@ -85,7 +86,7 @@ def screen_candidates(
             if read:
                 read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
             for line in standing(store, run):
-                tell(line, shown)
+                say(line, shown)
             for _ in range(ROUNDS):
                 works = tier_works(definition, store, run, judges)
                 if not Cascade(definition, works, shown).run():
@@ -108,7 +109,7 @@ def read_candidates(
     step = shown.start("reading", None)
     read = ingest(store, run.id, definition.candidates, limit=limit, allow_shrink=allow_shrink)
     step.advance(read.new + read.changed + read.known)
-    tell(in_words(read), shown)
+    say(in_words(read), shown)
 
 
 def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:

@@ -12,16 +12,17 @@ from db.engine import check_ready, open_engine
 from db.store import DatabaseError, InputRefused, Run, RunState, Store, StoreError, TierPlan
 from flows import recorder
 from flows.guarantee.audit import alarm_of
-from flows.progress import Display, display
-from flows.run.budget import check_prices
-from flows.run.judging import tell
-from flows.run.owner import is_dead, owner
+from flows.owner import is_dead, owner
+from flows.progress import Display, display, say
 from flows.settings import Settings, load_keys
 from tiers.backends.openai.account import hide, key_route
-from tiers.base import identity, job_of
-from tiers.screenfile.file import Screen, ScreenError
+from tiers.opening import identity
+from tiers.prices import check_prices
+from tiers.screenfile.faults import ScreenError
+from tiers.screenfile.file import Screen
 from tiers.screenfile.profiles import PROFILES
 from tiers.screenfile.tiers import RemoteTier
+from tiers.tier import job_of
 from tiers.types import TierError
 
 LOCK_SECONDS = 300.0
@@ -46,10 +47,10 @@ def opened(
         store = Store(engine)
         run = open_run(store, definition, key)
         with ending_on_signals(), working(store, run, definition), display() as shown:
-            tell(f"{doing}run {run.key} of screen {run.screen}", shown)
+            say(f"{doing}run {run.key} of screen {run.screen}", shown)
             for tier in definition.tiers:
                 if isinstance(tier, RemoteTier) and (route := key_route(tier)) is not None:
-                    tell(f"{tier.name}: the key in {route}", shown)
+                    say(f"{tier.name}: the key in {route}", shown)
             # Before anything is decided anew: a run keeps the judges that it began with.
             judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
             yield store, run, judges, shown

@@ -28,8 +28,8 @@ os.environ |= {
 import vllm
 
 from tiers.backends.vllm.tier import Vllm
-from tiers.base import Job
 from tiers.screenfile.tiers import VllmTier
+from tiers.tier import Job
 
 from .tiny import write_model
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tiers.backends.vllm.tier import Vllm
-from tiers.base import Job, open_tier
+from tiers.host import open_tier
 from tiers.screenfile.file import Screen
+from tiers.tier import Job
 
 from .conftest import RUBRIC
 from .test_vllm import judged

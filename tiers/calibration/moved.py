@@ -20,9 +20,9 @@ def recall_of_thresholds(
 
     Of the x drawn positives some lie below. As many and one more, k, make the test of
     `tiers.calibration.recall_test`. Thresholds that were chosen after a look at the labels need a
-    bound that holds for all of them at once: the k are then 1, 2, 4, 8 and so on, and share the risk; each tier
-    gets its own share, and the misses of the tiers are added up. The certificate's own thresholds,
-    and any that reject less, keep the certified bound.
+    bound that holds for all of them at once: the k are then 1, 2, 4, 8 and so on, and share the
+    risk; each tier gets its own share, and the misses of the tiers are added up. The certificate's
+    own thresholds, and any that reject less, keep the certified bound.
 
     Args:
         scores: (n, tiers) or (n,) the scores of the calibration.

@@ -1,13 +1,12 @@
 """The sections of a screen file that describe tiers: one class for each backend."""
 
 import re
-from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     JsonValue,
@@ -18,140 +17,11 @@ from pydantic import (
 )
 
 from tiers.policy import Policy
-from tiers.prompt import check_layout, field_schema
+from tiers.prompt import check_layout
+from tiers.screenfile.ask import Ask
+from tiers.screenfile.limits import BudgetSection, PriceSection
 from tiers.screenfile.profiles import PROFILES, Profile
-
-
-class Section(BaseModel):
-    """Closed to unknown keys, and never changed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class JsonAsk(Section):
-    """A reply in JSON: the verdict, its confidence, and the fields named here."""
-
-    fields: dict[str, str] = Field({"reasons": "list of str"}, alias="json")
-
-    @field_validator("fields")
-    @classmethod
-    def _kinds(cls, fields: dict[str, str]) -> dict[str, str]:
-        for name, kind in fields.items():
-            if name in ("verdict", "confidence"):
-                raise ValueError(f"'{name}' is always part of the reply; leave it out")
-            field_schema(kind)
-        return fields
-
-
-def _shape(value: Any) -> str:
-    """Which of the two forms of a setting was meant, so that a fault is told once."""
-    return "@word" if isinstance(value, str) else "@mapping"
-
-
-Ask = Annotated[
-    Annotated[Literal["yes_no", "score"], Tag("@word")] | Annotated[JsonAsk, Tag("@mapping")],
-    Discriminator(_shape),
-]
-
-
-class PriceSection(Section):
-    """What a tier costs, in US dollars: per million tokens, or per hour of one machine."""
-
-    input: float | None = Field(None, ge=0)
-    cached_input: float | None = Field(None, ge=0)
-    """Tokens served from the server's cache; by default they cost what others do."""
-    output: float | None = Field(None, ge=0)
-    hour: float | None = Field(None, ge=0)
-    """One machine for an hour; each address counts as one. 0 if it costs nothing."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> "PriceSection":
-        by_tokens = self.input is not None and self.output is not None
-        some_tokens = not (self.input is self.output is self.cached_input is None)
-        if some_tokens != by_tokens or by_tokens == (self.hour is not None):
-            raise ValueError("write either input and output, or hour: {input: 0.1, output: 0.4}")
-        return self
-
-
-class BudgetSection(Section):
-    """What may be spent. At a limit the work stops, and goes on when the limit is raised."""
-
-    usd: float | None = Field(None, ge=0)
-    hours: float | None = Field(None, ge=0)
-    """Working time over all resumes."""
-    tokens: int | None = Field(None, ge=0)
-    """Of prompts and replies together."""
-
-    @model_validator(mode="after")
-    def _some(self) -> "BudgetSection":
-        if self.usd is self.hours is self.tokens is None:
-            raise ValueError("sets nothing; write usd, hours or tokens")
-        return self
-
-
-class GuaranteeSection(Section):
-    """What `tamis calibrate` has to promise, against whose answers, for how many labels."""
-
-    recall: float | None = Field(None, gt=0, lt=1)
-    """Share of what `against` would accept that is not rejected. Or write one of the next two."""
-    precision: float | None = Field(None, gt=0, lt=1)
-    """Share of all that is accepted that `against` would accept."""
-    accuracy: float | None = Field(None, gt=0, lt=1)
-    """Share of all answers that agree with `against`."""
-    confidence: float = Field(0.9, gt=0, lt=1)
-    """Probability with which the promise is kept."""
-    against: str
-    """The last tier's name, or `people`."""
-    labels: int = Field(gt=0)
-    """How many candidates may be labelled."""
-    prevalence: float | None = Field(None, gt=0, lt=1)
-    """Guess of the share of positives, for the plan alone; stored labels know better."""
-    costs: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Of one candidate at each tier, in any unit; by default each tier is four times as dear."""
-    seed: int = Field(0, ge=0)
-    """Draws the sample. Trying several until the result pleases voids the promise."""
-    audit: float | None = Field(None, gt=0, lt=1)
-    """Share of the rejects that the last tier is asked about all the same: 0.5 % or 0.005."""
-    approval: bool = False
-    """Whether a person has to approve of certified thresholds before they take effect."""
-
-    @field_validator("audit", mode="before")
-    @classmethod
-    def _percent(cls, share: Any) -> Any:
-        written = re.fullmatch(r"([0-9.]+) ?%", share) if isinstance(share, str) else None
-        return share if written is None else float(Fraction(written[1]) / 100)
-
-    @model_validator(mode="after")
-    def _one_promise(self) -> "GuaranteeSection":
-        promises = (self.recall, self.precision, self.accuracy)
-        if sum(each is not None for each in promises) != 1:
-            raise ValueError("write one of recall, precision and accuracy, such as recall: 0.95")
-        if self.audit is not None and (self.recall is None or self.by_people):
-            raise ValueError(
-                "audit asks the last tier what a recall has lost; leave it out, or write recall "
-                "and against: with the last tier's name"
-            )
-        return self
-
-    @property
-    def kind(self) -> str:
-        """What is promised: recall, precision or accuracy."""
-        kinds = ("recall", "precision", "accuracy")
-        return next(kind for kind in kinds if getattr(self, kind) is not None)
-
-    @property
-    def target(self) -> float:
-        """What is at least kept of it."""
-        return float(getattr(self, self.kind))
-
-    @property
-    def delta(self) -> float:
-        """Probability with which the promise may fail: as written, 1 - 0.9 is 0.1."""
-        return float(1 - Fraction(str(self.confidence)))
-
-    @property
-    def by_people(self) -> bool:
-        return self.against == "people"
+from tiers.screenfile.section import Section, shape_of
 
 
 class TierSection(Section):
@@ -177,6 +47,15 @@ class TierSection(Section):
                 "output: 0.40}, {hour: 0.50}, or 0 if it costs nothing"
             )
         return {"hour": 0}
+
+    def anchored(self, _folder: Path) -> Self:
+        """This tier with the names of files that are relative to a folder made absolute."""
+        return self
+
+    @property
+    def machines(self) -> int:
+        """How many machines answer at a time; a price an hour counts for each."""
+        return 1
 
 
 class ModelTierSection(TierSection):
@@ -214,7 +93,7 @@ class LlamaTier(ModelTierSection):
 
     backend: Literal["llama"]
     model: Annotated[
-        Annotated[str, Tag("@word")] | Annotated[HubModel, Tag("@mapping")], Discriminator(_shape)
+        Annotated[str, Tag("@word")] | Annotated[HubModel, Tag("@mapping")], Discriminator(shape_of)
     ]
     """A file, a preset (gemma-2-2b, gemma-2-9b, gemma-3-12b), or `hub: owner/repository/file`."""
     chat: bool | None = None
@@ -243,6 +122,11 @@ class LlamaTier(ModelTierSection):
             return {"hub": model.removeprefix("hub:").strip()}
         return model
 
+    def anchored(self, folder: Path) -> Self:
+        if isinstance(self.model, str) and (folder / self.model).is_file():
+            return self.model_copy(update={"model": str(folder / self.model)})
+        return self
+
 
 class VllmTier(ModelTierSection):
     """A model in Hugging Face's layout, run by vLLM in a child process of its own."""
@@ -253,7 +137,7 @@ class VllmTier(ModelTierSection):
     chat: bool | None = None
     """Wrap the prompt in the model's chat template; by default if it has one and no `prompt` is
     given."""
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field({})
     """Given to `vllm.LLM` by name, such as `tensor_parallel_size`."""
 
     @field_validator("options")
@@ -272,6 +156,11 @@ class VllmTier(ModelTierSection):
             )
         return options
 
+    def anchored(self, folder: Path) -> Self:
+        if (folder / self.model).is_dir():
+            return self.model_copy(update={"model": str(folder / self.model)})
+        return self
+
 
 class RemoteTier(ModelTierSection):
     """What tiers have that ask a server over the OpenAI protocol."""
@@ -288,7 +177,7 @@ class RemoteTier(ModelTierSection):
     """`completions` sends the prompt as it is, for models without a chat format."""
     key_variable: str | None = None
     """The environment variable that holds the key; by default the profile's."""
-    extra: dict[str, JsonValue] = {}
+    extra: dict[str, JsonValue] = Field({})
     """Further keys of each request, such as `reasoning_effort: low`."""
 
     @field_validator("extra")
@@ -369,6 +258,10 @@ class HttpTier(RemoteTier):
         default = self.known.base_url
         return self.base_url or ((default,) if default else ())
 
+    @property
+    def machines(self) -> int:
+        return len(self.urls)
+
 
 class OpenAIBatchTier(RemoteTier):
     """A model asked through the Batch API: half the price, by tomorrow."""
@@ -421,8 +314,11 @@ class PythonTier(TierSection):
     backend: Literal["python"]
     path: str = Field(pattern=r"^[\w.]+:\w+$")
     """`package.module:Class`, importable from the screen file's folder."""
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field({})
     folder: str = "."
+
+    def anchored(self, folder: Path) -> Self:
+        return self.model_copy(update={"folder": str(folder / self.folder)})
 
 
 AnyTier = LlamaTier | VllmTier | HttpTier | OpenAIBatchTier | PythonTier

@@ -24,7 +24,8 @@ import orjson
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 
-from tiers.screenfile.tiers import JsonAsk, LlamaTier
+from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.tiers import LlamaTier
 from tiers.types import TierError
 
 Tokens = NDArray[np.int32]

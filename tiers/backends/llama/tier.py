@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from tiers.backends.files import file_digest, model_file
 from tiers.backends.llama.engine import Engine, Grammar, Model, Prepared, Tokens
-from tiers.base import Inspection, Job
 from tiers.prompt import (
     DIGITS,
     VERDICT_LEAD,
@@ -29,7 +28,9 @@ from tiers.prompt import (
     read_labels,
     reply_schema,
 )
-from tiers.screenfile.tiers import JsonAsk, LlamaTier
+from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.tiers import LlamaTier
+from tiers.tier import Inspection, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
 
 
@@ -69,6 +70,15 @@ def inspect(job: Job, text: str) -> Inspection:
         )
     finally:
         model.close()
+
+
+def open_here(job: Job) -> Tier:
+    """Load the model.
+
+    Raises:
+        TierError: it cannot be loaded.
+    """
+    return Llama(job)
 
 
 def prompt_of(job: Job, model: Model) -> Prompt:

@@ -5,13 +5,12 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from tiers.backends.openai.chat import CHARACTERS_PER_TOKEN, AnyRemote, Conversation, Dialect, clean
-from tiers.base import Inspection, Job
 from tiers.screenfile.profiles import PROFILES, TRUSTED_HOSTS
 from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier
+from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 HIDDEN = "(key)"
@@ -24,45 +23,6 @@ def config_of(job: Job) -> AnyRemote:
     if not isinstance(job.config, HttpTier | OpenAIBatchTier):
         raise TypeError(f"not a remote tier: {job.config!r}")
     return job.config
-
-
-def identity(job: Job) -> dict[str, Any]:
-    """What a judgement depends on: who serves, model, prompt, question, settings of the request.
-
-    A model asked at once or by a batch is the same judge.
-    """
-    config = config_of(job)
-    home = config.urls == (config.known.base_url,)
-    server: Any = config.version or (config.profile if home else sorted(config.urls))
-    return {
-        "backend": "openai",
-        "server": server,
-        "model": config.model,
-        "rubric": job.rubric,
-        **config.model_dump(
-            mode="json",
-            by_alias=True,
-            include={
-                "ask", "prompt", "max_candidate_tokens", "too_long", "max_tokens", "api", "extra",
-            },
-        ),
-    }  # fmt: skip
-
-
-def inspect(job: Job, text: str) -> Inspection:
-    """The prompt as the server will get it. Tokens are the server's to count.
-
-    Raises:
-        TierError: the key is not set, or may not go to that host.
-    """
-    config = config_of(job)
-    key_of(config)
-    prompt = conversation(job, Dialect.of(config)).prompt
-    return Inspection(
-        f"{config.model} at {', '.join(config.urls)}",
-        f"{prompt.head}{clean(text)}{prompt.tail}",
-        key=key_route(config),
-    )
 
 
 def conversation(job: Job, dialect: Dialect) -> Conversation:

@@ -14,7 +14,8 @@ from yarl import URL
 
 from tiers.backends.openai.account import hide
 from tiers.backends.openai.pacing import Rate, Window, backoff
-from tiers.screenfile.tiers import HttpTier, JsonAsk
+from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.tiers import HttpTier
 from tiers.types import TierError
 
 log = logging.getLogger(__name__)

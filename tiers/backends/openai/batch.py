@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import orjson
 
-from tiers.backends.openai.account import config_of, conversation, hide, identity, key_of, prepare
+from tiers.backends.openai.account import config_of, conversation, hide, key_of, prepare
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
     Conversation,
@@ -24,8 +24,9 @@ from tiers.backends.openai.chat import (
     Unreadable,
     usage_of,
 )
-from tiers.base import Job
+from tiers.backends.openai.tier import identity
 from tiers.screenfile.tiers import OpenAIBatchTier
+from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled", "gone"})

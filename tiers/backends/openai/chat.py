@@ -17,7 +17,8 @@ from tiers.prompt import (
     question_for,
     reply_schema,
 )
-from tiers.screenfile.tiers import HttpTier, JsonAsk, OpenAIBatchTier, RemoteTier
+from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier, RemoteTier
 
 CHARACTERS_PER_TOKEN = 4
 """A guess for texts whose tokenizer is the server's: only for lengths, limits and reserves."""

@@ -34,8 +34,8 @@ from tiers.backends.openai.chat import (
     usage_of,
 )
 from tiers.backends.openai.pacing import backoff
-from tiers.base import Job
 from tiers.screenfile.tiers import HttpTier
+from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 TURN_SECONDS = 0.05

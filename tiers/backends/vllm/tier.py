@@ -21,7 +21,6 @@ import orjson
 
 from tiers.backends.files import file_digest
 from tiers.backends.vllm.vocabulary import LabelTokens, Vocabulary, missing
-from tiers.base import Inspection, Job
 from tiers.prompt import (
     DIGITS,
     VERDICT_LEAD,
@@ -31,7 +30,9 @@ from tiers.prompt import (
     question_for,
     reply_schema,
 )
-from tiers.screenfile.tiers import JsonAsk, VllmTier
+from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.tiers import VllmTier
+from tiers.tier import Inspection, Job, Tier
 from tiers.types import Candidate, Judgement, MissingExtra, TierError
 
 SCORES_AT_ONCE = 1024
@@ -87,6 +88,15 @@ def inspect(job: Job, text: str) -> Inspection:
         len(vocabulary.head(prompt.head)),
         len(own) + len(vocabulary.tail(prompt.tail)),
     )
+
+
+def open_here(job: Job) -> Tier:
+    """Load the model.
+
+    Raises:
+        TierError: it cannot be loaded.
+    """
+    return Vllm(job)
 
 
 def prompt_of(job: Job, vocabulary: Vocabulary) -> Prompt:

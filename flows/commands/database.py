@@ -1,0 +1,26 @@
+"""The database itself: tamis db."""
+
+import typer
+
+from flows.commands.console import Database, out, settings
+
+app = typer.Typer(name="db", no_args_is_help=True, help="Create or inspect the database.")
+
+
+@app.command(epilog="Example: `tamis db upgrade --database postgresql://host/tamis`")
+def upgrade(database: Database = None) -> None:
+    """Create the tables, or bring an older database up to date."""
+    from db.engine import current
+    from db.engine import upgrade as upgrade_database
+
+    url = settings().database(database)
+    upgrade_database(url)
+    out.print(f"the database is at revision {current(url)}")
+
+
+@app.command(epilog="Example: `tamis db current`")
+def current(database: Database = None) -> None:
+    """Print the database's revision."""
+    from db.engine import current as current_revision
+
+    out.print(current_revision(settings().database(database)) or "empty")

@@ -1,0 +1,180 @@
+"""What a run has come to: tamis status, results, explain, sql."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands.console import (
+    AsJson,
+    Database,
+    fail,
+    open_store,
+    out,
+    print_json,
+    print_rows,
+    settings,
+)
+from flows.files.writing import Format, format_of, results_of, write_results
+from flows.terminal import number, visible
+
+if TYPE_CHECKING:
+    from db.store import Explanation, JudgementDetail, RunStatus
+
+app = typer.Typer()
+
+
+Verdict = Annotated[
+    str | None,
+    typer.Option(help="Only these: accepted, rejected, review, failed or pending."),
+]
+
+
+@app.command(epilog="Example: `tamis status` or `tamis status monday --json`")
+def status(
+    run_key: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's key.")] = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs, or show the funnel of one."""
+    from db.errors import EmptyDatabase
+
+    try:
+        store = open_store(database)
+    except EmptyDatabase as nothing:
+        if run_key is not None:
+            raise
+        print_rows([], as_json, empty=str(nothing))
+        return
+    if run_key is None:
+        rows = [_status_row(status) for status in store.runs(50)]
+        print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
+        return
+    from flows.report.summary import show, summary
+
+    finished = summary(store, store.find_run(run_key))
+    if as_json:
+        print_json(finished)
+    else:
+        show(finished, out)
+
+
+@app.command(epilog="Example: `tamis results monday --verdict accepted --output accepted.csv`")
+def results(
+    run_key: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: newest.")] = None,
+    database: Database = None,
+    verdict: Verdict = None,
+    output: Annotated[Path | None, typer.Option(help="A file; default: stdout.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Only these columns of the input: name,title.")
+    ] = None,
+    no_fields: Annotated[bool, typer.Option("--no-fields", help="No column of the input.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many lines.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="CSV: leave what spreadsheets take for formulas.")
+    ] = False,
+    as_json: AsJson = False,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="Default: as the file.")
+    ] = None,
+) -> None:
+    """Write a line a candidate: key, verdict, tier, score, why, each tier's answer, the input."""
+    chosen = format_ or (Format.JSONL if as_json else format_of(output))
+    if output is not None and not output.parent.is_dir():
+        fail(f"the folder {output.parent} does not exist; make it, or give another --output")
+    if no_fields and columns is not None:
+        fail("--no-fields and --columns contradict each other; leave one of them out")
+    wanted = None if columns is None else [each.strip() for each in columns.split(",")]
+    store = open_store(database)
+    rows = results_of(
+        store,
+        store.find_run(run_key),
+        verdict=verdict,
+        limit=limit,
+        columns=[] if no_fields else wanted,
+    )
+    write_results(rows, output, chosen, raw=raw)
+
+
+@app.command(epilog="Example: `tamis explain monday A0000017`")
+def explain(
+    run_key: Annotated[str, typer.Argument(metavar="RUN", help="A run's key.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A candidate's key.")],
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one candidate at every tier: text, score, reading, outcome and why."""
+    store = open_store(database)
+    found = store.explain(store.find_run(run_key).id, key)
+    if as_json:
+        print_json(_plain(found))
+    else:
+        _show_explanation(found)
+
+
+@app.command(epilog="""Example: `tamis sql "SELECT verdict, count(*) FROM result GROUP BY 1"`""")
+def sql(
+    query: Annotated[str, typer.Argument(metavar="SELECT", help="One statement.")],
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the database; the connection can only read. Views: result, funnel, judgement_detail."""
+    from db.query import ask
+
+    print_rows(ask(settings().database(database), query), as_json, empty="no rows")
+
+
+def _status_row(status: "RunStatus") -> dict[str, Any]:
+    from flows.owner import state_of
+
+    return {
+        "run": status.run.key,
+        "state": str(state_of(status)),
+        **asdict(status.account),
+        "seconds": round(status.seconds, 1),
+        "started": None if status.started is None else f"{status.started:%Y-%m-%d %H:%M}",
+    }
+
+
+def _plain(found: "Explanation") -> dict[str, Any]:
+    tiers = [detail._asdict() | {"policy": detail.policy._asdict()} for detail in found.judgements]
+    return asdict(replace(found, judgements=[])) | {"judgements": tiers}
+
+
+def _show_explanation(found: "Explanation") -> None:
+    from rich.table import Table
+
+    out.print(
+        f"{found.key}: {found.verdict}" + (f", {found.why}" if found.why else ""), style="bold"
+    )
+    out.print(found.text or "(no text)")
+    table = Table()
+    for name in ("tier", "score", "reading", "outcome", "why"):
+        table.add_column(name, justify="right" if name == "score" else "left")
+    for detail in found.judgements:
+        score = "" if detail.score is None else number(detail.score)
+        why = detail.error or _because(detail)
+        outcome = str(detail.outcome or "pending")
+        table.add_row(detail.tier, score, visible(detail.reading or ""), outcome, visible(why))
+    out.print(table)
+    if found.audited is not None:
+        out.print(f"rejected by tier '{found.audited}'; an audit had the last tier asked as well")
+
+
+def _because(detail: "JudgementDetail") -> str:
+    """The rule of the policy that a judgement met, in numbers."""
+    from tiers.types import Outcome
+
+    policy, score = detail.policy, detail.score
+    low, high = policy.reject_below, policy.accept_above
+    if detail.outcome is None or score is None:
+        return ""
+    if low is not None and score < low:
+        return f"below reject_below {low:g}"
+    if high is not None and score > high:
+        return f"above accept_above {high:g}"
+    if (top := policy.top_count or policy.top_share) is not None:
+        return f"{'not ' * (detail.outcome is Outcome.REJECT)}among the top {top:,}"
+    bounds = (("not below reject_below", low), ("not above accept_above", high))
+    return ", ".join(f"{side} {bound:g}" for side, bound in bounds if bound is not None)

@@ -1,0 +1,63 @@
+"""A model behind a server: what it depends on, and its prompt. No network in here."""
+
+from typing import Any
+
+from tiers.backends.openai.account import config_of, conversation, key_of, key_route
+from tiers.backends.openai.chat import Dialect, clean
+from tiers.screenfile.tiers import OpenAIBatchTier
+from tiers.tier import Inspection, Job, Tier
+from tiers.types import TierError
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a judgement depends on: who serves, model, prompt, question, settings of the request.
+
+    A model asked at once or by a batch is the same judge.
+    """
+    config = config_of(job)
+    home = config.urls == (config.known.base_url,)
+    server: Any = config.version or (config.profile if home else sorted(config.urls))
+    return {
+        "backend": "openai",
+        "server": server,
+        "model": config.model,
+        "rubric": job.rubric,
+        **config.model_dump(
+            mode="json",
+            by_alias=True,
+            include={
+                "ask", "prompt", "max_candidate_tokens", "too_long", "max_tokens", "api", "extra",
+            },
+        ),
+    }  # fmt: skip
+
+
+def inspect(job: Job, text: str) -> Inspection:
+    """The prompt as the server will get it. Tokens are the server's to count.
+
+    Raises:
+        TierError: the key is not set, or may not go to that host.
+    """
+    config = config_of(job)
+    key_of(config)
+    prompt = conversation(job, Dialect.of(config)).prompt
+    return Inspection(
+        f"{config.model} at {', '.join(config.urls)}",
+        f"{prompt.head}{clean(text)}{prompt.tail}",
+        key=key_route(config),
+    )
+
+
+def open_here(job: Job) -> Tier:
+    """Open a tier that asks at once; aiohttp is imported for nothing less.
+
+    Raises:
+        TierError: the tier answers by batches.
+    """
+    from tiers.backends.openai.http import Http
+
+    if isinstance(job.config, OpenAIBatchTier):
+        raise TierError(
+            f"tier '{job.config.name}' answers by tomorrow and cannot be asked one by one"
+        )
+    return Http(job)

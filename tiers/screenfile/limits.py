@@ -1,0 +1,109 @@
+"""Prices, budgets, and the guarantee: the sections that move no score."""
+
+import re
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from tiers.screenfile.section import Section
+
+
+class PriceSection(Section):
+    """What a tier costs, in US dollars: per million tokens, or per hour of one machine."""
+
+    input: float | None = Field(None, ge=0)
+    cached_input: float | None = Field(None, ge=0)
+    """Tokens served from the server's cache; by default they cost what others do."""
+    output: float | None = Field(None, ge=0)
+    hour: float | None = Field(None, ge=0)
+    """One machine for an hour; each address counts as one. 0 if it costs nothing."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PriceSection":
+        by_tokens = self.input is not None and self.output is not None
+        some_tokens = not (self.input is self.output is self.cached_input is None)
+        if some_tokens != by_tokens or by_tokens == (self.hour is not None):
+            raise ValueError("write either input and output, or hour: {input: 0.1, output: 0.4}")
+        return self
+
+
+class BudgetSection(Section):
+    """What may be spent. At a limit the work stops, and goes on when the limit is raised."""
+
+    usd: float | None = Field(None, ge=0)
+    hours: float | None = Field(None, ge=0)
+    """Working time over all resumes."""
+    tokens: int | None = Field(None, ge=0)
+    """Of prompts and replies together."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "BudgetSection":
+        if self.usd is self.hours is self.tokens is None:
+            raise ValueError("sets nothing; write usd, hours or tokens")
+        return self
+
+
+class GuaranteeSection(Section):
+    """What `tamis calibrate` has to promise, against whose answers, for how many labels."""
+
+    recall: float | None = Field(None, gt=0, lt=1)
+    """Share of what `against` would accept that is not rejected. Or write one of the next two."""
+    precision: float | None = Field(None, gt=0, lt=1)
+    """Share of all that is accepted that `against` would accept."""
+    accuracy: float | None = Field(None, gt=0, lt=1)
+    """Share of all answers that agree with `against`."""
+    confidence: float = Field(0.9, gt=0, lt=1)
+    """Probability with which the promise is kept."""
+    against: str
+    """The last tier's name, or `people`."""
+    labels: int = Field(gt=0)
+    """How many candidates may be labelled."""
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    """Guess of the share of positives, for the plan alone; stored labels know better."""
+    costs: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Of one candidate at each tier, in any unit; by default each tier is four times as dear."""
+    seed: int = Field(0, ge=0)
+    """Draws the sample. Trying several until the result pleases voids the promise."""
+    audit: float | None = Field(None, gt=0, lt=1)
+    """Share of the rejects that the last tier is asked about all the same: 0.5 % or 0.005."""
+    approval: bool = False
+    """Whether a person has to approve of certified thresholds before they take effect."""
+
+    @field_validator("audit", mode="before")
+    @classmethod
+    def _percent(cls, share: Any) -> Any:
+        written = re.fullmatch(r"([0-9.]+) ?%", share) if isinstance(share, str) else None
+        return share if written is None else float(Fraction(written[1]) / 100)
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> "GuaranteeSection":
+        promises = (self.recall, self.precision, self.accuracy)
+        if sum(each is not None for each in promises) != 1:
+            raise ValueError("write one of recall, precision and accuracy, such as recall: 0.95")
+        if self.audit is not None and (self.recall is None or self.by_people):
+            raise ValueError(
+                "audit asks the last tier what a recall has lost; leave it out, or write recall "
+                "and against: with the last tier's name"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What is promised: recall, precision or accuracy."""
+        kinds = ("recall", "precision", "accuracy")
+        return next(kind for kind in kinds if getattr(self, kind) is not None)
+
+    @property
+    def target(self) -> float:
+        """What is at least kept of it."""
+        return float(getattr(self, self.kind))
+
+    @property
+    def delta(self) -> float:
+        """Probability with which the promise may fail: as written, 1 - 0.9 is 0.1."""
+        return float(1 - Fraction(str(self.confidence)))
+
+    @property
+    def by_people(self) -> bool:
+        return self.against == "people"
