@@ -23,7 +23,8 @@ import orjson
 from sqlalchemy import Engine, text
 
 from db.engine import check_ready, open_engine
-from db.store import Row, Run, Store, TierPlan
+from db.store import Row, Run, Store
+from tiers.policy import Policy
 from tiers.types import Judgement
 
 CHUNK = 5_000
@@ -87,23 +88,25 @@ def measure(url: str, candidates: int, characters: int, postmaster: int | None) 
     check_ready(url)
     engine = open_engine(url)
     store, clock = Store(engine), Clock(postmaster)
-    slow = TierPlan("slow", 0.5, None, None, None)
-    run = store.open_run("bench", {}, "1", [TierPlan("fast", 0.2, 0.99, None, None), slow])
+    slow = ("slow", Policy(reject_below=0.5))
+    run = store.runs.open(
+        "bench", {}, "1", [("fast", Policy(reject_below=0.2, accept_above=0.99)), slow]
+    )
     ingest(store, run, clock, "ingest", chunks(candidates, characters))
     ingest(store, run, clock, "ingest again", chunks(candidates, characters))
-    judge = store.set_judge(run.id, 0, {"model": "stand-in"})
+    judge = store.tiers.set_judge(run.id, 0, {"model": "stand-in"})
     record(store, run, judge, clock)
     with clock.step("resume"):
-        assert store.unjudged(run.id, 0, judge, 0, 2_000) == []
+        assert store.judgements.unjudged(run.id, 0, judge, 0, 2_000) == []
     with clock.step("promote"):
-        store.decide(run.id, 0)
+        store.verdicts.decide(run.id, 0)
     read(engine, store, run, clock)
-    best = TierPlan("fast", 0.2, 0.99, candidates // 4, None)
-    later = store.open_run("bench", {}, "2", [best, slow])
+    best = ("fast", Policy(reject_below=0.2, accept_above=0.99, top=candidates // 4))
+    later = store.runs.open("bench", {}, "2", [best, slow])
     ingest(store, later, clock, "ingest later", chunks(candidates, characters))
-    assert store.set_judge(later.id, 0, {"model": "stand-in"}) == judge
+    assert store.tiers.set_judge(later.id, 0, {"model": "stand-in"}) == judge
     with clock.step("promote top"):
-        store.decide(later.id, 0)
+        store.verdicts.decide(later.id, 0)
     engine.dispose()
     per_row = {
         name: {kind: seconds * 1e6 / candidates for kind, seconds in spent.items()}
@@ -134,14 +137,14 @@ def reference(folder: Path) -> float:
 
 def ingest(store: Store, run: Run, clock: Clock, name: str, rows: Iterator[list[Row]]) -> None:
     """Read the input from its start; a second time is what a resumed run does."""
-    store.start_ingest(run.id)
+    store.candidates.begin(run.id)
     read = 0
     for chunk in rows:
         with clock.step(name):
-            store.ingest(run.id, chunk, "bench")
+            store.candidates.add(run.id, chunk, "bench")
         read += len(chunk)
     with clock.step(name):
-        store.finish_ingest(run.id, read, 0)
+        store.candidates.finish(run.id, read, 0)
 
 
 def record(store: Store, run: Run, judge: int, clock: Clock) -> None:
@@ -149,7 +152,7 @@ def record(store: Store, run: Run, judge: int, clock: Clock) -> None:
     draw, after = random.Random(11), 0
     while True:
         with clock.step("texts"):
-            page = store.unjudged(run.id, 0, judge, after, FLUSH)
+            page = store.judgements.unjudged(run.id, 0, judge, after, FLUSH)
         if not page:
             return
         after = page[-1].id
@@ -167,7 +170,7 @@ def record(store: Store, run: Run, judge: int, clock: Clock) -> None:
             for candidate in page
         ]
         with clock.step("record"):
-            store.record(run.id, judge, judgements)
+            store.judgements.record(run.id, judge, judgements)
 
 
 def read(engine: Engine, store: Store, run: Run, clock: Clock) -> None:
@@ -188,11 +191,11 @@ def read(engine: Engine, store: Store, run: Run, clock: Clock) -> None:
             ).all()
             assert len(page) == 50
     with clock.step("funnel"):
-        store.funnel(run.id)
+        store.results.funnel(run.id)
     with clock.step("account"):
-        store.account(run.id)
+        store.runs.account(run.id)
     with clock.step("results"):
-        for _ in store.results(run.id):
+        for _ in store.results.all(run.id):
             pass
 
 

@@ -15,47 +15,48 @@ import orjson
 
 from bench.common import finish, machine, table
 from db.engine import check_ready, open_engine
-from db.store import Change, Row, Run, Store, TierPlan
+from db.store import Change, Row, Run, Store
 from flows.guarantee.thresholds import change_of, consequences
+from tiers.policy import Policy
 from tiers.types import Judgement
 
 TARGET_SECONDS = 2.0
 CHUNK = 5_000
 TIERS = (
-    TierPlan("fast", 0.3, None, None, None),
-    TierPlan("rescore", 0.4, None, None, None),
-    TierPlan("refine", None, 0.5, None, None),
+    ("fast", Policy(reject_below=0.3)),
+    ("rescore", Policy(reject_below=0.4)),
+    ("refine", Policy(accept_above=0.5)),
 )
 QUESTIONS = ((0, 0.2), (0, 0.4), (1, 0.5))
 
 
 def fill(store: Store, candidates: int) -> Run:
     """A run whose every candidate has a score at every tier."""
-    run = store.open_run("bench", {"rubric": "any", "screen": "bench"}, "hash", TIERS)
-    store.start_ingest(run.id)
+    run = store.runs.open("bench", {"rubric": "any", "screen": "bench"}, "hash", TIERS)
+    store.candidates.begin(run.id)
     for start in range(0, candidates, CHUNK):
         rows = [
             Row(i, f"k{i:07}", f"text number {i}", orjson.dumps({"id": i}))
             for i in range(start, min(start + CHUNK, candidates))
         ]
-        store.ingest(run.id, rows, "made up")
-    store.finish_ingest(run.id, candidates, 0)
+        store.candidates.add(run.id, rows, "made up")
+    store.candidates.finish(run.id, candidates, 0)
     generator = random.Random(0)
     judges = [
-        store.set_judge(run.id, position, {"model": tier.name})
+        store.tiers.set_judge(run.id, position, {"model": tier.name})
         for position, tier in enumerate(TIERS)
     ]
     after = 0
-    while page := store.unjudged(run.id, 0, judges[0], after, CHUNK):
+    while page := store.judgements.unjudged(run.id, 0, judges[0], after, CHUNK):
         after = page[-1].id
         for judge in judges:
-            store.record(
+            store.judgements.record(
                 run.id,
                 judge,
                 [Judgement(one.id, generator.random(), prompt_tokens=600) for one in page],
             )
     certify(store, run)
-    store.redecide(run.id)
+    store.verdicts.redecide(run.id)
     return run
 
 
@@ -70,11 +71,16 @@ def certify(store: Store, run: Run) -> None:
         "drawn_positives": drawn,
     }  # fmt: skip
     changes = {
-        position: Change(tier.reject_below, tier.accept_above)
-        for position, tier in enumerate(TIERS)
+        position: Change(policy.reject_below, policy.accept_above)
+        for position, (_, policy) in enumerate(TIERS)
     }
     store.policies.certify(
-        run.id, changes, follows="refine", certificate=certificate, author="bench", reason="bench"
+        run.id,
+        changes,
+        labels_from="refine",
+        certificate=certificate,
+        author="bench",
+        reason="bench",
     )
 
 

@@ -6,15 +6,14 @@ from scores, and not from when or how often it is asked.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, bindparam, insert, select, text
+from sqlalchemy import Connection, bindparam, insert, select, text
 
-from db import deciding as decide
-from db import runs
-from db.bulk import Staging, stage, transaction
+from db.bulk import Noun, Staging, stage
 from db.models import AuditRow, RunRow
+from db.run_tiers import count_tiers
 
 _STAGED = Staging("staged_audited", {"candidate_id": "int8"})
 _REJECTS = text("""
@@ -116,7 +115,7 @@ class Audited(NamedTuple):
 
     position: int
     kept: int
-    """Whom the run keeps with an answer of the last tier that says so; stands at the last tier."""
+    """Candidates that the last tier did not reject; counted in the row of the last tier."""
     rejects: int
     audited: int
     """Of the rejects, drawn and answered."""
@@ -126,30 +125,27 @@ class Audited(NamedTuple):
     """Without an outcome, audited or not: until nobody is, an audit says nothing."""
 
 
-class Audits:
-    """Memory of audits. Every method is one transaction; raises as `Store` does."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Audits(Noun):
+    """The audits of all runs."""
 
     def draw(self, run_id: int) -> int:
         """Draw among the rejects and send the drawn to the last tier; return how many.
 
         Once all tiers but the last have decided; `undecide` takes it back.
         """
-        with transaction(self._engine, writes=True) as connection:
+        with self._writing() as connection:
             return draw(connection, run_id)
 
     def settle(self, run_id: int) -> None:
-        """Write down what the last tier said; whom it rejects, the tier before has rejected."""
-        with transaction(self._engine, writes=True) as connection:
+        """Write down what the last tier said; what it rejects too goes back to the tier before."""
+        with self._writing() as connection:
             settle(connection, run_id)
 
     def counts(self, run_ids: Iterable[int]) -> dict[int, list[Audited]]:
         """By run: a row for each tier that anybody ended at."""
         ids = list(run_ids)
         found: dict[int, list[Audited]] = {run_id: [] for run_id in ids}
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             for row in connection.execute(_COUNTS, {"run_ids": ids}):
                 found[row[0]].append(Audited(*row[1:]))
         return found
@@ -159,25 +155,9 @@ class Audits:
 
         Empty where a threshold of this run is not certified.
         """
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             rows = connection.execute(_SAME_PROMISE, {"run_id": run_id})
             return [(row[0], row[1]) for row in rows]
-
-
-def decide_from(
-    connection: Connection,
-    run_id: int,
-    position: int,
-    decide_tier: Callable[[Connection, int, int], object],
-) -> None:
-    """Decide at all tiers from one on, as far as there are judgements; the audit included."""
-    last = runs.count_tiers(connection, run_id) - 1
-    for tier in range(position, last + 1):
-        if tier == last:
-            draw(connection, run_id)
-        if decide.has_judge(connection, run_id, tier):
-            decide_tier(connection, run_id, tier)
-    settle(connection, run_id)
 
 
 def draw(connection: Connection, run_id: int) -> int:
@@ -186,7 +166,7 @@ def draw(connection: Connection, run_id: int) -> int:
     if setting is None:
         return 0
     share, salt = setting
-    last = runs.count_tiers(connection, run_id) - 1
+    last = count_tiers(connection, run_id) - 1
     rejects = connection.execute(_REJECTS, {"run_id": run_id, "last": last}).all()
     known = set(connection.scalars(_FOUND_BEFORE, {"run_id": run_id}))
     chosen = [
@@ -197,7 +177,7 @@ def draw(connection: Connection, run_id: int) -> int:
             "drawn": row.candidate_id not in known,
         }
         for row in rejects
-        if row.candidate_id in known or lot(salt, row.key) < share
+        if row.candidate_id in known or uniform(salt, row.key) < share
     ]
     if chosen:
         connection.execute(insert(AuditRow), chosen)
@@ -218,7 +198,7 @@ def forget(connection: Connection, run_id: int) -> None:
         connection.execute(statement, {"run_id": run_id})
 
 
-def lot(salt: bytes, key: str) -> float:
+def uniform(salt: bytes, key: str) -> float:
     """A candidate's number in [0, 1), uniform and independent of all else."""
     digest = hashlib.blake2b(key.encode(), key=salt, digest_size=8).digest()
     return int.from_bytes(digest[:7]) / 2**56

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, RowMapping, Select, func, insert, select, text, update
+from sqlalchemy import RowMapping, Select, func, insert, select, text, update
 
-from db.bulk import storable, transaction
+from db.bulk import Noun, now, storable
 from db.models import BatchLineRow, BatchRow, BatchState, RunRow, RunTierRow
-from db.runs import now
 
 OPEN = (BatchState.PREPARED, BatchState.SUBMITTED, BatchState.ENDED)
 BY_HAND = "by hand"
@@ -85,11 +84,8 @@ class Batch:
     collected_at: datetime | None
 
 
-class Batches:
-    """Memory of batches. Every method is one transaction; raises as `Store` does."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Batches(Noun):
+    """The batches of all runs."""
 
     def prepare(
         self,
@@ -104,7 +100,7 @@ class Batches:
         price_id: int | None,
     ) -> Batch:
         """Write a batch down before anything of it is sent."""
-        with transaction(self._engine, writes=True) as connection:
+        with self._writing() as connection:
             batch_id = connection.scalar(
                 insert(BatchRow)
                 .values(
@@ -141,7 +137,7 @@ class Batches:
                 values[moment] = now()
         if "reason" in values:
             values["reason"] = storable(values["reason"])
-        with transaction(self._engine, writes=True) as connection:
+        with self._writing() as connection:
             connection.execute(update(BatchRow).where(BatchRow.id == batch_id).values(values))
             return _batch(
                 connection.execute(_batches().where(BatchRow.id == batch_id)).mappings().one()
@@ -149,7 +145,7 @@ class Batches:
 
     def drop(self, batch_id: int) -> None:
         """Forget a batch of which the server knows nothing."""
-        with transaction(self._engine, writes=True) as connection:
+        with self._writing() as connection:
             for table, column in ((BatchLineRow, BatchLineRow.batch_id), (BatchRow, BatchRow.id)):
                 connection.execute(table.__table__.delete().where(column == batch_id))  # type: ignore[attr-defined]
 
@@ -164,13 +160,13 @@ class Batches:
             query = query.where(BatchRow.position == position)
         if open_only:
             query = query.where(BatchRow.state.in_(OPEN))
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return [_batch(row) for row in connection.execute(query).mappings()]
 
     def texts(self, batch_id: int) -> list[int]:
         """The texts of a batch, by rising id."""
         query = select(BatchLineRow.text_id).where(BatchLineRow.batch_id == batch_id)
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return list(connection.scalars(query.order_by(BatchLineRow.text_id)))
 
     def out(self, run_id: int, position: int) -> set[int]:
@@ -184,13 +180,13 @@ class Batches:
                 BatchRow.state.in_(OPEN),
             )
         )
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return set(connection.scalars(query))
 
     def outstanding(self, run_id: int, position: int) -> list[Out]:
         """As `out`, with what the answers may cost."""
         parameters = {"run_id": run_id, "position": position}
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return [
                 Out(row[0], row[1], None if row[2] is None else tuple(row[2:]))
                 for row in connection.execute(_OUT, parameters)
@@ -199,7 +195,7 @@ class Batches:
     def rounds(self, run_id: int, position: int) -> dict[int, int]:
         """Texts that were sent and have no answer yet: how many collected batches they were in."""
         parameters = {"run_id": run_id, "position": position, "by_hand": f"%{BY_HAND}"}
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return {row[0]: row[1] for row in connection.execute(_ROUNDS, parameters)}
 
     def waiting_runs(self) -> list[str]:
@@ -211,7 +207,7 @@ class Batches:
             .group_by(RunRow.key, RunRow.id)
             .order_by(func.min(BatchRow.id))
         )
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return list(connection.scalars(query))
 
 

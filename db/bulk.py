@@ -1,10 +1,16 @@
-"""Transactions, and the quick way to move many rows: a temporary table, filled in one go."""
+"""What the nouns of this package share: transactions, the clock, and many rows in one go.
+
+SQL over several tables is named text with its reason above it; rows by key are constructs of
+SQLAlchemy.
+"""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from db.errors import explained
@@ -29,6 +35,24 @@ class Staging(NamedTuple):
     """Name, and Postgres' name of the type."""
 
 
+class Noun:
+    """One kind of thing that the database remembers. Every method is one transaction.
+
+    Raises (all methods):
+        DatabaseError: the database is unreachable, full, locked or read-only.
+        StoreError: what was asked cannot be done; the message says what to do.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return transaction(self._engine, writes=False)
+
+    def _writing(self) -> AbstractContextManager[Connection]:
+        return transaction(self._engine, writes=True)
+
+
 @contextmanager
 def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
     """One transaction: committed at the end, undone by an exception.
@@ -43,6 +67,22 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
             yield connection
     except (DBAPIError, driver_error) as error:
         raise explained(error, engine.url) from error
+
+
+def now() -> datetime:
+    """The clock of this machine; locks trust that the clocks of two machines agree."""
+    return datetime.now(UTC)
+
+
+def upsert(connection: Connection, table: Any) -> Any:
+    """An INSERT that knows ON CONFLICT, in the dialect of this database."""
+    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+
+
+def fresh_statistics(connection: Connection, *tables: str) -> None:
+    """Have Postgres look at tables again: it takes those that just grew for empty, and loops."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"ANALYZE {', '.join(tables)}")
 
 
 def stage(connection: Connection, table: Staging, rows: Rows) -> None:

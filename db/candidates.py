@@ -1,15 +1,14 @@
-"""One chunk of input rows into candidates of a run, set by set."""
+"""Rows of input into candidates of a run, a chunk at a time, set by set."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy import Connection, func, insert, select, text, true, update
 
-from db.bulk import Staging, add_missing, stage, storable
+from db.bulk import Noun, Staging, add_missing, fresh_statistics, stage, storable
 from db.errors import InputRefused, StoreError
 from db.models import BadRowRow, RunRow
-from db.values import BadRow, Ingested, Row
 
 _RAW_LIMIT = 2000
 
@@ -112,9 +111,134 @@ _TAKE_BACK = (
     text("DELETE FROM bad_row WHERE run_id = :run_id AND ingest = :ingest"),
 )
 _MET = text("SELECT COUNT(*) FROM verdict WHERE run_id = :run_id AND ingest = :ingest")
+_MEAN_CHARACTERS = text("""
+    SELECT AVG(LENGTH(body)) FROM (
+      SELECT text.body AS body
+      FROM verdict
+      JOIN candidate ON candidate.id = verdict.candidate_id
+      JOIN text ON text.id = candidate.text_id
+      WHERE verdict.run_id = :run_id
+      LIMIT 1000
+    ) AS first_texts
+""")
 
 
-class Target(NamedTuple):
+class Row(NamedTuple):
+    """One row of input, ready to become a candidate."""
+
+    line: int
+    key: str
+    text: str
+    fields: bytes
+    """The record as read: JSON in UTF-8."""
+    problem: str | None = None
+    """Why it cannot be judged; it is kept, and its verdict is review at once."""
+
+
+class BadRow(NamedTuple):
+    """One row of input that cannot become a candidate."""
+
+    source: str
+    line: int
+    reason: str
+    raw: str
+    """The row as it stood; cut to 2,000 characters when stored."""
+
+
+class Ingested(NamedTuple):
+    """What became of one chunk of rows."""
+
+    new: int
+    """Under a key that no run of this screen has met."""
+    changed: int
+    """Under a key that one has met, with content that none has."""
+    known: int
+    """As a run of this screen has met it, this one or another."""
+    duplicate: int
+    """Identical to a row met before, since the input was last read from its start."""
+    bad: int
+    gone: int = 0
+    """Candidates that left the run, because the input no longer holds their key."""
+
+
+class Candidates(Noun):
+    """The candidates of all runs."""
+
+    def begin(self, run_id: int) -> None:
+        """Begin to read the input from its start."""
+        with self._writing() as connection:
+            connection.execute(
+                update(RunRow).where(RunRow.id == run_id).values(ingests=RunRow.ingests + 1)
+            )
+
+    def add(self, run_id: int, rows: Sequence[Row], source: str) -> Ingested:
+        """Add one chunk of some thousand rows to the run's candidates.
+
+        A row that is already there is left alone, so a resumed run reads its input again. An
+        identical row met twice since `begin` is a duplicate; another row with the same key becomes
+        a bad row.
+        """
+        with self._writing() as connection:
+            return _add(connection, _target(connection, run_id), rows, source)
+
+    def add_bad(self, run_id: int, rows: Sequence[BadRow]) -> None:
+        """Keep rows that cannot become candidates, with their reason."""
+        with self._writing() as connection:
+            _add_bad(connection, run_id, rows)
+
+    def finish(
+        self,
+        run_id: int,
+        rows_read: int,
+        duplicates: int,
+        *,
+        whole: bool = True,
+        allow_shrink: bool = False,
+    ) -> int:
+        """Close the reading of the input, and check that no row of it got lost.
+
+        Args:
+            run_id: the run.
+            rows_read: all rows that were read, bad ones included.
+            duplicates: those among them that `add` counted as duplicates.
+            whole: whether all of the input was read: a candidate that was not met leaves the run.
+            allow_shrink: whether more than half of the run may leave it.
+
+        Returns:
+            How many candidates left the run, those not counted whose content changed.
+
+        Raises:
+            InputRefused: more than half would leave it; `cancel` takes the reading back.
+        """
+        with self._writing() as connection:
+            target = _target(connection, run_id)
+            gone = _forget_gone(connection, target, whole=whole, allow_shrink=allow_shrink)
+            _check_conservation(connection, target, rows_read, duplicates)
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id, true() if whole else RunRow.rows_read <= rows_read)
+                .values(rows_read=rows_read, rows_duplicate=duplicates)
+            )
+            fresh_statistics(connection, "text", "candidate", "candidate_fields", "verdict")
+            return gone
+
+    def cancel(self, run_id: int) -> None:
+        """Take back what was read since `begin`: the run has the candidates of before.
+
+        Candidates and texts stay, for whoever comes.
+        """
+        with self._writing() as connection:
+            parameters = _target(connection, run_id)._asdict()
+            for statement in _TAKE_BACK:
+                connection.execute(statement, parameters)
+
+    def mean_characters(self, run_id: int) -> float:
+        """How long the run's texts are, judged by the first thousand."""
+        with self._reading() as connection:
+            return float(connection.scalar(_MEAN_CHARACTERS, {"run_id": run_id}) or 0.0)
+
+
+class _Target(NamedTuple):
     """Where the rows go: a run, and the count of times its input was read from the start."""
 
     run_id: int
@@ -122,15 +246,15 @@ class Target(NamedTuple):
     ingest: int
 
 
-def target(connection: Connection, run_id: int) -> Target:
+def _target(connection: Connection, run_id: int) -> _Target:
     """Where rows go that are read now."""
     screen, number = connection.execute(
         select(RunRow.screen, RunRow.ingests).where(RunRow.id == run_id)
     ).one()
-    return Target(run_id, screen, number)
+    return _Target(run_id, screen, number)
 
 
-def ingest(connection: Connection, target: Target, rows: Sequence[Row], source: str) -> Ingested:
+def _add(connection: Connection, target: _Target, rows: Sequence[Row], source: str) -> Ingested:
     """Add the rows that are new; count those that are there, and keep those that clash as bad."""
     chunk = _Chunk(source)
     for row in rows:
@@ -146,7 +270,7 @@ def ingest(connection: Connection, target: Target, rows: Sequence[Row], source: 
     met = connection.scalar(_MET_BEFORE, parameters) or 0 if known else 0
     _add_candidates(connection, chunk, known, target.screen)
     connection.execute(_ADD_VERDICTS, parameters)
-    add_bad_rows(connection, target.run_id, chunk.bad)
+    _add_bad(connection, target.run_id, chunk.bad)
     return Ingested(
         new=fresh - changed,
         changed=changed,
@@ -171,7 +295,7 @@ def _add_candidates(connection: Connection, chunk: "_Chunk", known: set[str], sc
     add_missing(connection, "candidate_fields", _FIELDS, fields)
 
 
-def add_bad_rows(connection: Connection, run_id: int, rows: Sequence[BadRow]) -> None:
+def _add_bad(connection: Connection, run_id: int, rows: Sequence[BadRow]) -> None:
     """Keep rows that cannot become candidates, with their reason."""
     if rows:
         reading = connection.scalar(select(RunRow.ingests).where(RunRow.id == run_id))
@@ -191,7 +315,9 @@ def add_bad_rows(connection: Connection, run_id: int, rows: Sequence[BadRow]) ->
         )
 
 
-def forget_gone(connection: Connection, target: Target, *, whole: bool, allow_shrink: bool) -> int:
+def _forget_gone(
+    connection: Connection, target: _Target, *, whole: bool, allow_shrink: bool
+) -> int:
     """Take candidates out of the run that the input no longer holds, or holds with other content.
 
     What was said about them stays, for other runs and for their return. Where a part of the input
@@ -221,14 +347,8 @@ def forget_gone(connection: Connection, target: Target, *, whole: bool, allow_sh
     return gone
 
 
-def take_back(connection: Connection, target: Target) -> None:
-    """Undo what a reading has added to the run; candidates and texts stay, for whoever comes."""
-    for statement in _TAKE_BACK:
-        connection.execute(statement, target._asdict())
-
-
-def check_conservation(
-    connection: Connection, target: Target, rows_read: int, duplicates: int
+def _check_conservation(
+    connection: Connection, target: _Target, rows_read: int, duplicates: int
 ) -> None:
     """Every row that was read since the input was begun is a candidate, a duplicate, or bad."""
     met = connection.scalar(_MET, target._asdict()) or 0

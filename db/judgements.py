@@ -1,15 +1,14 @@
-"""Texts out to a judge, judgements in."""
+"""Judgements: texts out to a judge, what the judge said in."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import bindparam, text
 
-from db.bulk import Staging, stage, storable
+from db.bulk import Noun, Staging, now, stage, storable
 from db.models import UtcDateTime
-from db.runs import now
-from tiers.types import Judgement
+from tiers.types import Candidate, Judgement
 
 _STAGED = Staging(
     "staged_judgement",
@@ -47,7 +46,7 @@ _RECORD = text(f"""
 )
 
 # CROSS JOIN makes SQLite walk the texts in order, so that a page costs a page.
-UNJUDGED = text("""
+_UNJUDGED = text("""
     SELECT text.id, text.body
     FROM (
       SELECT DISTINCT candidate.text_id AS id
@@ -67,7 +66,7 @@ UNJUDGED = text("""
     JOIN text ON text.id = waiting.id
     ORDER BY text.id
 """)
-COUNT_UNJUDGED = text("""
+_COUNT_UNJUDGED = text("""
     SELECT COUNT(DISTINCT candidate.text_id)
     FROM verdict
     JOIN candidate ON candidate.id = verdict.candidate_id
@@ -79,7 +78,7 @@ COUNT_UNJUDGED = text("""
       AND (judgement.text_id IS NULL OR judgement.failed)
 """)
 # The same texts however often the run was resumed: the first of those that reached the tier.
-LOW_MASS = text("""
+_LOW_MASS = text("""
     SELECT
       COUNT(CASE WHEN judgement.mass < :below THEN 1 END),
       COUNT(judgement.mass),
@@ -99,18 +98,76 @@ LOW_MASS = text("""
 """)
 
 
-def record(
-    connection: Connection,
-    run_id: int,
-    judge_id: int,
-    judgements: Sequence[Judgement],
-    price_id: int | None,
-) -> None:
-    """Keep judgements; one that is there stays as it was, unless it had failed."""
-    # Postgres refuses to upsert one row twice in one statement: of two answers, the later counts.
-    latest = {judgement.id: _staged(judgement, price_id) for judgement in judgements}
-    stage(connection, _STAGED, list(latest.values()))
-    connection.execute(_RECORD, {"judge_id": judge_id, "run_id": run_id, "judged_at": now()})
+class Judgements(Noun):
+    """What judges have said about texts, whichever run asked."""
+
+    def unjudged(
+        self, run_id: int, position: int, judge_id: int, after: int, limit: int
+    ) -> list[Candidate]:
+        """The next texts that wait at this tier without an answer; a broken answer is none.
+
+        Args:
+            run_id: the run.
+            position: the tier.
+            judge_id: who judges there.
+            after: the last text id of the page before; 0 for the first page.
+            limit: texts of a page.
+
+        Returns:
+            Texts by rising id, each once, under the ids that `record` expects: `Candidate.id` is
+            the id of the text, because candidates with the same text share one judgement.
+        """
+        parameters = {
+            "run_id": run_id, "position": position, "judge_id": judge_id,
+            "after": after, "limit": limit,
+        }  # fmt: skip
+        with self._reading() as connection:
+            return [Candidate(*row) for row in connection.execute(_UNJUDGED, parameters)]
+
+    def count_unjudged(self, run_id: int, position: int, judge_id: int) -> int:
+        """How many texts `unjudged` would give in all."""
+        with self._reading() as connection:
+            parameters = {"run_id": run_id, "position": position, "judge_id": judge_id}
+            return int(connection.scalar(_COUNT_UNJUDGED, parameters) or 0)
+
+    def record(
+        self,
+        run_id: int,
+        judge_id: int,
+        judgements: Sequence[Judgement],
+        price_id: int | None = None,
+    ) -> None:
+        """Keep what the judge said, all or nothing; an answer that is there is kept as it was.
+
+        Only a judgement that had failed is replaced. NaN becomes null, with an error. `price_id` is
+        what `set_price` gave; None where the price is not known.
+        """
+        # Postgres upserts no row twice in one statement: of two answers, the later counts.
+        latest = {judgement.id: _staged(judgement, price_id) for judgement in judgements}
+        with self._writing() as connection:
+            stage(connection, _STAGED, list(latest.values()))
+            parameters = {"judge_id": judge_id, "run_id": run_id, "judged_at": now()}
+            connection.execute(_RECORD, parameters)
+
+    def low_mass(
+        self, judge_id: int, run_id: int, position: int, below: float = 0.5, sample: int = 256
+    ) -> tuple[int, int, int]:
+        """Of the tier's first texts: low `mass`, any mass, and not judged yet.
+
+        Args:
+            judge_id: who judges.
+            run_id: the run.
+            position: of the tier.
+            below: a judgement with less mass is low.
+            sample: how many texts are looked at.
+        """
+        parameters = {
+            "judge_id": judge_id, "run_id": run_id, "position": position,
+            "below": below, "sample": sample,
+        }  # fmt: skip
+        with self._reading() as connection:
+            low, known, waiting = connection.execute(_LOW_MASS, parameters).one()
+            return int(low), int(known), int(waiting)
 
 
 def _staged(judgement: Judgement, price_id: int | None) -> tuple[Any, ...]:

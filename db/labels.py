@@ -5,15 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, TextClause, select, text
+from sqlalchemy import Connection, TextClause, select, text
 
-from db import runs
-from db.bulk import Staging, stage, transaction
+from db.bulk import Noun, Staging, fresh_statistics, now, stage, upsert
 from db.errors import StoreError
 from db.models import JudgementRow, LabelRow, LabelSource, RunTierRow, TextRow
 
 PEOPLE = "people"
-"""A policy that follows people follows all of them."""
+"""As the one whose labels a policy takes: all people, and the majority counts."""
 _STAGED = Staging("staged_text_id", {"text_id": "int8"})
 _STAGED_KEYS = Staging("staged_key", {"key": "text"})
 _ADVANCE = text("""
@@ -68,11 +67,8 @@ def rubric_digest(rubric: str) -> str:
     return hashlib.sha256(rubric.encode()).hexdigest()
 
 
-class Labels:
-    """Memory of labels. Every method is one transaction; raises as `Store` does."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Labels(Noun):
+    """The labels of all texts."""
 
     def record(
         self,
@@ -95,7 +91,7 @@ class Labels:
         Raises:
             StoreError: an answer differs from the reviewer's earlier one; nothing is kept.
         """
-        with transaction(self._engine, writes=True) as connection:
+        with self._writing() as connection:
             earlier = {
                 label.text_id: label.answer
                 for label in _labels(connection, rubric, source, reviewer)
@@ -107,7 +103,7 @@ class Labels:
             }
             if not replace:
                 _refuse_changes(connection, reviewer, earlier, changed)
-            statement = runs.upsert(connection, LabelRow)
+            statement = upsert(connection, LabelRow)
             key = ["rubric", "text_id", "source", "reviewer"]
             news = {"answer": statement.excluded.answer, "told_at": statement.excluded.told_at}
             if changed:
@@ -120,7 +116,7 @@ class Labels:
                             "source": source,
                             "reviewer": reviewer,
                             "answer": answer,
-                            "told_at": runs.now(),
+                            "told_at": now(),
                         }
                         for text_id, answer in changed.items()
                     ],
@@ -129,14 +125,14 @@ class Labels:
 
     def all(self, rubric: str, source: LabelSource, reviewer: str | None = None) -> list[Label]:
         """Labels by rising text, of one reviewer or of all."""
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return _labels(connection, rubric, source, reviewer)
 
     def texts(self, text_ids: Iterable[int]) -> dict[int, str]:
         """The texts of these ids."""
         found: dict[int, str] = {}
         ids = list(text_ids)
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             for start in range(0, len(ids), 500):
                 rows = connection.execute(
                     select(TextRow.id, TextRow.body).where(TextRow.id.in_(ids[start : start + 500]))
@@ -152,7 +148,7 @@ class Labels:
             tiers: how many tiers.
             keys: only these candidates; None for all that have a text.
         """
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             judges = connection.scalars(
                 select(RunTierRow.judge_id)
                 .where(RunTierRow.run_id == run_id, RunTierRow.position < tiers)
@@ -168,7 +164,7 @@ class Labels:
         A failed attempt is none: it is made again.
         """
         found: dict[int, float | None] = {}
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             for start in range(0, len(text_ids), 500):
                 rows = connection.execute(
                     select(JudgementRow.text_id, JudgementRow.score).where(
@@ -182,21 +178,20 @@ class Labels:
 
     def advance(self, run_id: int, position: int, judge_id: int) -> None:
         """Let all pass that the tier has scored, whatever the score: nothing is decided."""
-        with transaction(self._engine, writes=True) as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("ANALYZE verdict, candidate, judgement"))
+        with self._writing() as connection:
+            fresh_statistics(connection, "verdict", "candidate", "judgement")
             connection.execute(
                 _ADVANCE, {"run_id": run_id, "position": position, "judge_id": judge_id}
             )
 
     def candidates(self, run_id: int) -> int:
         """How many candidates of a run have a text: a calibration is about these."""
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return int(connection.scalar(_COUNT, {"run_id": run_id}) or 0)
 
     def send_on(self, run_id: int, position: int, text_ids: Iterable[int]) -> None:
         """Let these texts alone pass to the tier at `position`, to be judged there."""
-        with transaction(self._engine, writes=True) as connection:
+        with self._writing() as connection:
             stage(connection, _STAGED, [(text_id,) for text_id in text_ids])
             connection.execute(_SEND_ON, {"run_id": run_id, "position": position})
 

@@ -148,7 +148,6 @@ class RunRow(Base):
     rows_read: Mapped[int] = mapped_column(default=0)
     rows_duplicate: Mapped[int] = mapped_column(default=0)
     """Rows identical to an earlier one, dropped."""
-    prefect_flow_run: Mapped[str | None]
     lock_owner: Mapped[str | None]
     lock_until: Mapped[datetime | None]
 

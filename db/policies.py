@@ -7,26 +7,33 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Boolean, Connection, Engine, insert, select, text, update
+from sqlalchemy import Boolean, Connection, Row, insert, select, text, update
 
-from db import runs
-from db.bulk import storable, transaction
+from db.bulk import Noun, now, storable
 from db.errors import StoreError
-from db.models import PolicyRow, RunTierRow, UtcDateTime
+from db.models import PolicyRow, RunRow, RunTierRow, UtcDateTime
+from tiers.policy import Policy
 
-_KEPT = ("reject_below", "accept_above", "top_count", "top_share", "budget", "follows")
+COLUMNS = (
+    PolicyRow.reject_below,
+    PolicyRow.accept_above,
+    PolicyRow.top_count,
+    PolicyRow.top_share,
+    PolicyRow.budget,
+)
+"""Where a policy is kept, for `columns_of` and `policy_of`."""
 _VERSIONS = text("""
-    SELECT policy.id, run_tier.name, run_tier.position, policy.reject_below, policy.accept_above,
-      policy.top_count, policy.top_share, policy.follows, policy.author, policy.reason,
-      policy.created_at, policy.certificate IS NOT NULL AS certified,
-      policy.id = run_tier.policy_id AS in_use
+    SELECT policy.id, run_tier.name, run_tier.position, policy.follows, policy.author,
+      policy.reason, policy.created_at, policy.certificate IS NOT NULL AS certified,
+      policy.id = run_tier.policy_id AS in_use,
+      policy.reject_below, policy.accept_above, policy.top_count, policy.top_share, policy.budget
     FROM run_tier
     JOIN policy
       ON policy.id = run_tier.policy_id
       OR (policy.run_id = run_tier.run_id AND policy.position = run_tier.position)
     WHERE run_tier.run_id = :run_id
     ORDER BY run_tier.position, policy.id
-""").columns(created_at=UtcDateTime(), certified=Boolean(), in_use=Boolean())
+""").columns(created_at=UtcDateTime(), certified=Boolean(), in_use=Boolean(), budget=Boolean())
 _CERTIFICATE = text("""
     SELECT policy.certificate
     FROM policy
@@ -118,36 +125,36 @@ class Version:
     id: int
     tier: str
     position: int
-    reject_below: float | None
-    accept_above: float | None
-    top_count: int | None
-    top_share: float | None
-    follows: str | None
+    labels_from: str | None
+    """Whose labels go before the score; None for nobody's."""
     author: str | None
     reason: str | None
     created_at: datetime
     certified: bool
     """Whether a certificate belongs to it."""
     in_use: bool
+    policy: Policy
+
+    @property
+    def thresholds(self) -> Change:
+        return Change(self.policy.reject_below, self.policy.accept_above)
 
 
-class Policies:
-    """Memory of policies. Every method is one transaction; raises as `Store` does."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Policies(Noun):
+    """The policies of all runs, version by version."""
 
     def versions(self, run_id: int) -> list[Version]:
         """All versions that were made for a run or that it uses, by tier and age."""
-        with transaction(self._engine, writes=False) as connection:
-            return [Version(*row) for row in connection.execute(_VERSIONS, {"run_id": run_id})]
+        with self._reading() as connection:
+            rows = connection.execute(_VERSIONS, {"run_id": run_id})
+            return [_version(row) for row in rows]
 
     def certify(
         self,
         run_id: int,
         changes: Mapping[int, Change],
         *,
-        follows: str,
+        labels_from: str,
         certificate: Mapping[str, Any],
         author: str,
         reason: str,
@@ -157,18 +164,18 @@ class Policies:
         Args:
             run_id: the run.
             changes: by position.
-            follows: whose labels go before the score; `people`, or the tier as reviewer.
+            labels_from: whose labels go before the score; `people`, or the tier as reviewer.
             certificate: what is promised.
             author: who had it made.
             reason: why.
         """
         said = {
-            "follows": follows,
+            "follows": labels_from,
             "certificate": json.dumps(certificate, sort_keys=True, ensure_ascii=False),
             "author": author,
             "reason": reason,
         }
-        with transaction(self._engine, writes=True) as connection:
+        with self._writing() as connection:
             if digest := certificate.get("candidates_digest"):
                 calibrated = {"run_id": run_id, "digest": bytes.fromhex(digest)}
                 connection.execute(_KEEP_CALIBRATED, calibrated)
@@ -179,7 +186,7 @@ class Policies:
 
     def move(self, run_id: int, position: int, change: Change, *, author: str, reason: str) -> int:
         """Set other thresholds at one tier by hand; the rest of its policy stays."""
-        with transaction(self._engine, writes=True) as connection:
+        with self._writing() as connection:
             values = {**_current(connection, run_id, position), **change._asdict()}
             return _add(
                 connection, run_id, position, {**values, "author": author, "reason": reason}
@@ -194,19 +201,19 @@ class Policies:
         Raises:
             StoreError: the run has no such version.
         """
-        versions = self.versions(run_id)
-        for version in versions:
-            if version.id == policy_id:
-                with transaction(self._engine, writes=True) as connection:
-                    values = {**_values(connection, policy_id), "author": author, "reason": reason}
-                    _add(connection, run_id, version.position, values)
-                return version.position
-        known = ", ".join(str(version.id) for version in versions)
-        raise StoreError(f"the run has no policy {policy_id}; write one of: {known}")
+        with self._writing() as connection:
+            versions = connection.execute(_VERSIONS, {"run_id": run_id}).all()
+            position = next((each.position for each in versions if each.id == policy_id), None)
+            if position is None:
+                known = ", ".join(str(each.id) for each in versions)
+                raise StoreError(f"the run has no policy {policy_id}; write one of: {known}")
+            values = {**_values(connection, policy_id), "author": author, "reason": reason}
+            _add(connection, run_id, position, values)
+            return int(position)
 
     def certificate(self, run_id: int) -> dict[str, Any] | None:
         """The newest certificate in use in a run, or made for it; None where there is none."""
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             found = connection.scalar(_CERTIFICATE, {"run_id": run_id})
             return None if found is None else dict(json.loads(found))
 
@@ -216,7 +223,7 @@ class Policies:
         A text is named by its BLAKE2b of 16 bytes, hexadecimal, after a tab.
         """
         found = hashlib.sha256()
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             streaming = connection.execution_options(stream_results=True, yield_per=1000)
             with streaming.execute(_TEXTS, {"run_id": run_id}) as rows:
                 for key, digest in rows:
@@ -229,13 +236,13 @@ class Policies:
         Who has the same key and text is the same; another text is one that came and one that went.
         """
         parameters = {"run_id": run_id, "digest": bytes.fromhex(digest)}
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             came, went = (connection.scalar(query, parameters) or 0 for query in (_CAME, _WENT))
             return came, went
 
     def may_inherit(self, screen: str, config_hash: str, promise: Mapping[str, Any]) -> bool:
         """Whether a new run of this definition finds a certificate that says so."""
-        with transaction(self._engine, writes=False) as connection:
+        with self._reading() as connection:
             return _calibrated(connection, screen, config_hash, promise) is not None
 
     def inherit(self, run_id: int, promise: Mapping[str, Any]) -> bool:
@@ -248,9 +255,11 @@ class Policies:
         Returns:
             Whether there is one, its certificate says so, and the judges are the same.
         """
-        with transaction(self._engine, writes=True) as connection:
-            run = runs.get(connection, run_id)
-            other = _calibrated(connection, run["screen"], run["config_hash"], promise, run_id)
+        with self._writing() as connection:
+            run = connection.execute(
+                select(RunRow.screen, RunRow.config_hash).where(RunRow.id == run_id)
+            ).one()
+            other = _calibrated(connection, run.screen, run.config_hash, promise, run_id)
             if other is None:
                 return False
             theirs, ours = _tiers(connection, other), _tiers(connection, run_id)
@@ -277,20 +286,57 @@ def _calibrated(
 
 
 def _current(connection: Connection, run_id: int, position: int) -> dict[str, Any]:
-    columns = [getattr(PolicyRow, name) for name in _KEPT]
+    """What the policy in use says, and whose labels it takes; no certificate."""
     row = connection.execute(
-        select(*columns)
+        select(*COLUMNS, PolicyRow.follows)
         .join(RunTierRow, RunTierRow.policy_id == PolicyRow.id)
         .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
-    ).mappings()
-    return dict(row.one())
+    )
+    return dict(row.mappings().one())
 
 
 def _values(connection: Connection, policy_id: int) -> dict[str, Any]:
     """All that a version says and promises."""
-    columns = [getattr(PolicyRow, name) for name in (*_KEPT, "certificate")]
+    columns = (*COLUMNS, PolicyRow.follows, PolicyRow.certificate)
     row = connection.execute(select(*columns).where(PolicyRow.id == policy_id))
     return dict(row.mappings().one())
+
+
+def _version(row: Row[Any]) -> Version:
+    return Version(
+        id=row.id,
+        tier=row.name,
+        position=row.position,
+        labels_from=row.follows,
+        author=row.author,
+        reason=row.reason,
+        created_at=row.created_at,
+        certified=row.certified,
+        in_use=row.in_use,
+        policy=policy_of(row),
+    )
+
+
+def columns_of(policy: Policy) -> dict[str, Any]:
+    """The policy as its table holds it: `top` is a count in one column, a share in another."""
+    share = isinstance(policy.top, float)
+    return {
+        "reject_below": policy.reject_below,
+        "accept_above": policy.accept_above,
+        "top_count": None if share else policy.top,
+        "top_share": policy.top if share else None,
+        "budget": policy.budget,
+    }
+
+
+def policy_of(row: Row[Any]) -> Policy:
+    """The policy that a row of these columns holds; it may set nothing, as no screen file may."""
+    return Policy.model_construct(
+        reject_below=row.reject_below,
+        accept_above=row.accept_above,
+        top=row.top_share if row.top_count is None else row.top_count,
+        budget=bool(row.budget),
+    )
 
 
 def _tiers(connection: Connection, run_id: int) -> Sequence[Any]:
@@ -304,7 +350,7 @@ def _add(connection: Connection, run_id: int, position: int, values: dict[str, A
     words = {name: storable(values[name]) for name in ("author", "reason")}
     policy_id = connection.scalar(
         insert(PolicyRow)
-        .values(**{**values, **words}, run_id=run_id, position=position, created_at=runs.now())
+        .values(**{**values, **words}, run_id=run_id, position=position, created_at=now())
         .returning(PolicyRow.id)
     )
     if policy_id is None:

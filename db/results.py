@@ -1,16 +1,19 @@
-"""What a run has to say, read back as values."""
+"""What runs have come to: funnels, verdicts with scores, one candidate explained, two compared."""
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
 
-from sqlalchemy import Boolean, Connection, RowMapping, TextClause, select, text
+from sqlalchemy import Boolean, Connection, CursorResult, RowMapping, TextClause, select, text
 
-from db import runs
+from db.bulk import Noun
 from db.errors import StoreError
 from db.models import PolicyRow, RunTierRow, TierState, UtcDateTime
-from db.values import Cost, Difference, Explanation, FunnelRow, JudgementDetail, TierPlan
-from db.views import JUDGEMENT_DETAIL, RESULT
+from db.policies import COLUMNS, policy_of
+from db.runs import get
+from tiers.policy import Policy
 from tiers.types import Outcome
 
 _VERDICTS = {
@@ -24,24 +27,6 @@ _VERDICT = (
     "CASE " + " ".join(f"WHEN {test} THEN '{name}'" for name, test in _VERDICTS.items()) + " END"
 )
 _FUNNEL = text("SELECT * FROM funnel WHERE run = :run ORDER BY position")
-# CROSS JOIN makes SQLite begin at the few candidates of a text, not at all verdicts of the run.
-_COSTS = text("""
-    SELECT run_tier.name, COUNT(*), SUM(judgement.prompt_tokens), SUM(judgement.cached_tokens),
-      SUM(judgement.completion_tokens), SUM(judgement.seconds)
-    FROM run_tier
-    JOIN judgement ON judgement.judge_id = run_tier.judge_id
-    WHERE run_tier.run_id = :run_id
-      AND EXISTS (
-        SELECT 1
-        FROM candidate CROSS JOIN verdict
-        WHERE candidate.text_id = judgement.text_id
-          AND verdict.candidate_id = candidate.id
-          AND verdict.run_id = :run_id
-          AND verdict.position >= run_tier.position
-      )
-    GROUP BY run_tier.position, run_tier.name
-    ORDER BY run_tier.position
-""")
 _DIFFERENCES = text(f"""
     WITH before AS (
       SELECT candidate.key, COALESCE(candidate.text_id, 0) AS text_id, {_VERDICT} AS verdict
@@ -68,11 +53,11 @@ _DIFFERENCES = text(f"""
     WHERE after.key IS NULL
     ORDER BY key
 """)  # noqa: S608 - our own words
-_ONE_CANDIDATE = "WHERE run.id = :run_id AND candidate.screen = :screen AND candidate.key = :key"
-_ONE_RESULT = text(f"{RESULT} {_ONE_CANDIDATE}")
-_ONE_DETAIL = text(f"{JUDGEMENT_DETAIL} {_ONE_CANDIDATE} ORDER BY run_tier.position").columns(
-    judged_at=UtcDateTime(), reused=Boolean()
-)
+_ONE_CANDIDATE = "WHERE run = :run AND screen = :screen AND key = :key"
+_ONE_RESULT = text(f"SELECT * FROM result {_ONE_CANDIDATE}")  # noqa: S608 - our own words
+_ONE_DETAIL = text(
+    f"SELECT * FROM judgement_detail {_ONE_CANDIDATE} ORDER BY position"  # noqa: S608
+).columns(judged_at=UtcDateTime(), reused=Boolean())
 _FIRST_FIELDS = text("""
     SELECT fields FROM candidate_fields
     WHERE candidate_id = (SELECT MIN(candidate_id) FROM verdict WHERE run_id = :run_id)
@@ -99,82 +84,195 @@ _AUDITED = text("""
 """)
 
 
-def funnel(connection: Connection, run_id: int) -> list[FunnelRow]:
-    """The view `funnel` of one run, in the order of its tiers."""
-    rows = connection.execute(_FUNNEL, {"run": runs.get(connection, run_id)["key"]})
-    return [FunnelRow(*row)._replace(state=TierState(row.state)) for row in rows]
+class Difference(NamedTuple):
+    """A candidate that two runs do not agree about; `was` is in the first, `is_now` in the second.
+
+    Verdicts are named as in the view `result`; None where the run does not have the candidate.
+    """
+
+    key: str
+    was: str | None
+    is_now: str | None
+    text: str
+    """Which the second run has: new, gone, changed or same."""
 
 
-def costs(connection: Connection, run_id: int) -> list[Cost]:
-    """What each tier's answers took, in the order of the tiers."""
-    return [Cost(*row) for row in connection.execute(_COSTS, {"run_id": run_id})]
+class FunnelRow(NamedTuple):
+    """One tier of a run: the view `funnel`."""
+
+    run: str
+    position: int
+    tier: str
+    reached: int
+    judged: int
+    """Paid by this run."""
+    reused: int
+    """Answered without paying: by another run, or for a candidate with the same text."""
+    promoted: int
+    accepted: int
+    rejected: int
+    review: int
+    failed: int
+    pending: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+    state: TierState
+    reasoning_tokens: int
+    """Of the completion's."""
+    usd: float | None
+    """None where a price is not known; never 0 for that."""
 
 
-def results(
-    connection: Connection, run_id: int, verdict: str | None, limit: int | None, *, fields: bool
-) -> Iterator[dict[str, Any]]:
-    """One dictionary a candidate, by rising key, fetched a thousand at a time."""
-    if verdict is not None and verdict not in _VERDICTS:
-        raise StoreError(f"no verdict '{verdict}'; write one of: {', '.join(_VERDICTS)}")
-    tiers = connection.execute(
-        select(RunTierRow.name, RunTierRow.judge_id)
-        .where(RunTierRow.run_id == run_id)
-        .order_by(RunTierRow.position)
-    ).all()
-    names = [f"{tier}_{column}" for tier, _ in tiers for column in ("score", "reading")]
-    streaming = connection.execution_options(stream_results=True, yield_per=1000)
-    query = _results_query([judge for _, judge in tiers], verdict, limit, fields=fields)
-    # A caller may stop half-way: the server's cursor must be closed before its transaction.
-    with streaming.execute(query, {"run_id": run_id}) as rows:
-        for key, outcome, position, why, record, *answers in rows:
-            yield {
-                "key": key,
-                "verdict": outcome,
-                "tier": tiers[position].name,
-                "score": answers[2 * position],
-                "why": why,
-                **dict(zip(names, answers, strict=True)),
-                **({"fields": json.loads(record)} if fields else {}),
-            }
+class JudgementDetail(NamedTuple):
+    """What one tier said about one candidate, and the policy that decided by it."""
+
+    position: int
+    tier: str
+    outcome: Outcome | None
+    """None while pending."""
+    score: float | None
+    reading: str | None
+    mass: float | None
+    error: str | None
+    note: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+    reused: bool
+    judged: datetime
+    judge: dict[str, Any]
+    policy: Policy
+    reasoning_tokens: int
+    usd: float | None
+    """Of the tokens; None where the price is not known or goes by the hour."""
 
 
-def field_names(connection: Connection, run_id: int) -> list[str]:
-    """The columns of the run's input: the first candidate's in their order, then all others."""
-    parameters = {"run_id": run_id}
-    first = json.loads(connection.scalar(_FIRST_FIELDS, parameters) or "{}")
-    query = _FIELD_NAMES[connection.dialect.name]
-    return list(dict.fromkeys([*first, *sorted(connection.execute(query, parameters).scalars())]))
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that a run remembers about one candidate."""
+
+    key: str
+    fields: dict[str, Any]
+    text: str | None
+    """None where the row had no text to judge; `why` then says so."""
+    verdict: str
+    """As in the view `result`."""
+    tier: str
+    why: str | None
+    judgements: list[JudgementDetail]
+    """In the order of the tiers, those that the candidate reached and that answered."""
+    audited: str | None = None
+    """The tier that had rejected it, where an audit asked the last tier all the same."""
 
 
-def differences(connection: Connection, before: int, after: int) -> Iterator[Difference]:
-    """Candidates that two runs do not agree about, by rising key, fetched a thousand at a time."""
-    streaming = connection.execution_options(stream_results=True, yield_per=1000)
-    with streaming.execute(_DIFFERENCES, {"before": before, "after": after}) as rows:
-        for row in rows:
-            yield Difference(*row)
+class Results(Noun):
+    """What runs have come to."""
+
+    def funnel(self, run_id: int) -> list[FunnelRow]:
+        """The view `funnel` of one run, in the order of its tiers."""
+        with self._reading() as connection:
+            rows = connection.execute(_FUNNEL, {"run": get(connection, run_id)["key"]})
+            return [FunnelRow(*row)._replace(state=TierState(row.state)) for row in rows]
+
+    def all(
+        self,
+        run_id: int,
+        verdict: str | None = None,
+        *,
+        limit: int | None = None,
+        fields: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Every candidate by rising key, read as it is used, a thousand at a time.
+
+        Args:
+            run_id: the run.
+            verdict: accepted, rejected, review, failed or pending; None for all.
+            limit: only so many.
+            fields: with the record as it was read.
+
+        Yields:
+            key, verdict, tier, score, why, `<tier>_score` and `<tier>_reading` of each tier, and
+            `fields` where they are asked for.
+        """
+        if verdict is not None and verdict not in _VERDICTS:
+            raise StoreError(f"no verdict '{verdict}'; write one of: {', '.join(_VERDICTS)}")
+        with self._reading() as connection:
+            tiers = connection.execute(
+                select(RunTierRow.name, RunTierRow.judge_id)
+                .where(RunTierRow.run_id == run_id)
+                .order_by(RunTierRow.position)
+            ).all()
+            names = [f"{tier}_{column}" for tier, _ in tiers for column in ("score", "reading")]
+            query = _results_query([judge for _, judge in tiers], verdict, limit, fields=fields)
+            # A caller may stop half-way: the server's cursor closes before its transaction.
+            with _streaming(connection, query, {"run_id": run_id}) as rows:
+                for key, outcome, position, why, record, *answers in rows:
+                    yield {
+                        "key": key,
+                        "verdict": outcome,
+                        "tier": tiers[position].name,
+                        "score": answers[2 * position],
+                        "why": why,
+                        **dict(zip(names, answers, strict=True)),
+                        **({"fields": json.loads(record)} if fields else {}),
+                    }
+
+    def field_names(self, run_id: int) -> list[str]:
+        """The columns of the run's input: the first candidate's in their order, then all others."""
+        parameters = {"run_id": run_id}
+        with self._reading() as connection:
+            first = json.loads(connection.scalar(_FIRST_FIELDS, parameters) or "{}")
+            query = _FIELD_NAMES[connection.dialect.name]
+            others = sorted(connection.execute(query, parameters).scalars())
+            return list(dict.fromkeys([*first, *others]))
+
+    def differences(self, before: int, after: int) -> Iterator[Difference]:
+        """Candidates that two runs do not agree about, by rising key, read as they are used."""
+        parameters = {"before": before, "after": after}
+        with (
+            self._reading() as connection,
+            _streaming(connection, _DIFFERENCES, parameters) as rows,
+        ):
+            for row in rows:
+                yield Difference(*row)
+
+    def explain(self, run_id: int, key: str) -> Explanation:
+        """Everything about one candidate of the run.
+
+        Raises:
+            StoreError: the run has no such candidate.
+        """
+        with self._reading() as connection:
+            run = get(connection, run_id)
+            parameters = {"run": run["key"], "screen": run["screen"], "key": key}
+            result = connection.execute(_ONE_RESULT, parameters).mappings().one_or_none()
+            if result is None:
+                raise StoreError(
+                    f"run '{run['key']}' has no candidate '{key}'; "
+                    "rows that could not be read are in the table bad_row"
+                )
+            details = connection.execute(_ONE_DETAIL, parameters).mappings()
+            policies = _policies(connection, run_id)
+            return Explanation(
+                key=key,
+                fields=json.loads(result["fields"]),
+                text=result["text"],
+                verdict=result["verdict"],
+                tier=result["tier"],
+                why=result["why"],
+                judgements=[_detail(row, policies[row["position"]]) for row in details],
+                audited=connection.scalar(_AUDITED, {**parameters, "run_id": run_id}),
+            )
 
 
-def explain(connection: Connection, run_id: int, key: str) -> Explanation:
-    """All that the run remembers about one candidate."""
-    run = runs.get(connection, run_id)
-    parameters = {"run_id": run_id, "screen": run["screen"], "key": key}
-    result = connection.execute(_ONE_RESULT, parameters).mappings().one_or_none()
-    if result is None:
-        raise StoreError(
-            f"run '{run['key']}' has no candidate '{key}'; "
-            "rows that could not be read are in the table bad_row"
-        )
-    details = connection.execute(_ONE_DETAIL, parameters).mappings()
-    policies = _policies(connection, run_id)
-    return Explanation(
-        key=key,
-        fields=json.loads(result["fields"]),
-        text=result["text"],
-        verdict=result["verdict"],
-        tier=result["tier"],
-        why=result["why"],
-        judgements=[_detail(row, policies[row["position"]]) for row in details],
-        audited=connection.scalar(_AUDITED, parameters),
+def _streaming(
+    connection: Connection, query: TextClause, parameters: dict[str, Any]
+) -> CursorResult[Any]:
+    return connection.execution_options(stream_results=True, yield_per=1000).execute(
+        query, parameters
     )
 
 
@@ -208,24 +306,16 @@ def _results_query(
     """)  # noqa: S608 - judge ids and our own words
 
 
-def _policies(connection: Connection, run_id: int) -> dict[int, TierPlan]:
+def _policies(connection: Connection, run_id: int) -> dict[int, Policy]:
     rows = connection.execute(
-        select(
-            RunTierRow.position,
-            RunTierRow.name,
-            PolicyRow.reject_below,
-            PolicyRow.accept_above,
-            PolicyRow.top_count,
-            PolicyRow.top_share,
-            PolicyRow.budget,
-        )
+        select(RunTierRow.position, *COLUMNS)
         .join(PolicyRow, PolicyRow.id == RunTierRow.policy_id)
         .where(RunTierRow.run_id == run_id)
     )
-    return {row.position: TierPlan(*row[1:]) for row in rows}
+    return {row.position: policy_of(row) for row in rows}
 
 
-def _detail(row: RowMapping, policy: TierPlan) -> JudgementDetail:
+def _detail(row: RowMapping, policy: Policy) -> JudgementDetail:
     return JudgementDetail(
         position=row["position"],
         tier=row["tier"],

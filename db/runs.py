@@ -1,51 +1,232 @@
-"""Runs and their tiers: rows to values, and the steps of opening a run."""
+"""Runs: opened, found, held by one process at a time, and how they stand."""
 
-import hashlib
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
 
-from db.bulk import storable
-from db.errors import StoreError
-from db.models import (
-    BadRowRow,
-    JudgeRow,
-    PolicyRow,
-    RunRow,
-    RunState,
-    RunTierRow,
-    TierState,
-    VerdictRow,
-)
-from db.values import Account, Run, RunStatus, TierPlan
+from db.bulk import Noun, now, storable, upsert
+from db.errors import RunHeld, StoreError
+from db.models import BadRowRow, PolicyRow, RunRow, RunState, RunTierRow, TierState, VerdictRow
+from db.policies import columns_of
+from tiers.policy import Policy
 from tiers.types import Outcome
 
-RUNS: Select[Any] = select(*RunRow.__table__.columns)
-
-# A tier whose judge changed after it decided would mix the scores of two judges.
-_DECIDED = text("""
-    SELECT COUNT(*)
-    FROM verdict
-    JOIN candidate ON candidate.id = verdict.candidate_id
-    WHERE verdict.run_id = :run_id
-      AND candidate.problem IS NULL
-      AND (verdict.position > :position
-        OR (verdict.position = :position AND verdict.outcome IN ('accept', 'reject', 'review')))
-""")
+_RUNS: Select[Any] = select(*RunRow.__table__.columns)
 
 
-def now() -> datetime:
-    """The clock of this machine; locks trust that the clocks of two machines agree."""
-    return datetime.now(UTC)
+@dataclass(frozen=True)
+class Run:
+    """One execution of a screen."""
+
+    id: int
+    key: str
+    screen: str
+    state: RunState
+    config: dict[str, Any]
+    config_hash: str
+    created: datetime
 
 
-def upsert(connection: Connection, table: Any) -> Any:
-    """An INSERT that knows ON CONFLICT, in the dialect of this database."""
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+@dataclass(frozen=True)
+class Account:
+    """Where the candidates of a run are. Rows that could not be read count as failed."""
+
+    candidates: int
+    accepted: int
+    rejected: int
+    review: int
+    failed: int
+    pending: int
+    bad_rows: int
+    """Of the failed: rows of input that could not become candidates."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run and how it stands."""
+
+    run: Run
+    reason: str | None
+    started: datetime | None
+    finished: datetime | None
+    seconds: float
+    """Working time over all resumes."""
+    rows_read: int
+    rows_duplicate: int
+    account: Account
+    lock_owner: str | None
+    locked: bool
+    """Whether the lock has not expired."""
+
+
+class Runs(Noun):
+    """All runs of one database."""
+
+    def open(
+        self,
+        screen: str,
+        config: dict[str, Any],
+        config_hash: str,
+        tiers: Sequence[tuple[str, Policy]],
+        key: str | None = None,
+    ) -> Run:
+        """Find the run to work on, or add it; one that was there stays as it is until `resume`.
+
+        Args:
+            screen: name of the screen.
+            config: the whole screen, for the record.
+            config_hash: tells whether two runs compute the same.
+            tiers: names and policies of the cascade, in order.
+            key: the run of this key; None for the newest unfinished run of this screen and
+                configuration, and a new key where there is none.
+        """
+        with self._writing() as connection:
+            found = _to_resume(connection, screen, config_hash, key)
+            if found is None:
+                run_id = _add(connection, screen, config, config_hash, key)
+                _add_tiers(connection, run_id, tiers)
+            else:
+                run_id = found["id"]
+            return _as_run(get(connection, run_id))
+
+    def to_resume(self, screen: str, config_hash: str, key: str | None = None) -> Run | None:
+        """The run that `open` would find; None where it would begin one."""
+        with self._reading() as connection:
+            found = _to_resume(connection, screen, config_hash, key)
+            return None if found is None else _as_run(found)
+
+    def resume(self, run_id: int, config: dict[str, Any]) -> None:
+        """Say that the run is worked on again, and by which settings; its lock is held.
+
+        A grown input may give even a run that was done something to do, and budgets and other
+        settings that move no score may have changed.
+        """
+        with self._writing() as connection:
+            _stand(connection, run_id, RunState.RUNNING, None, None, config)
+
+    def put_back(self, before: RunStatus) -> None:
+        """Have a run stand as it stood before it was resumed."""
+        run = before.run
+        with self._writing() as connection:
+            _stand(connection, run.id, run.state, before.reason, before.finished, run.config)
+
+    def find(self, key: str | None = None) -> Run:
+        """The run of this key; None for the newest.
+
+        Raises:
+            StoreError: there is none.
+        """
+        query = _RUNS.order_by(RunRow.id.desc()).limit(1)
+        if key is not None:
+            query = query.where(RunRow.key == key)
+        with self._reading() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+            if row is not None:
+                return _as_run(row)
+            newest = select(RunRow.key).order_by(RunRow.id.desc()).limit(10)
+            known = connection.scalars(newest).all()
+        if not known:
+            raise StoreError("the database holds no run yet; start one with: tamis run SCREEN.yaml")
+        raise StoreError(f"no run '{key}'; write one of the newest runs: {', '.join(known)}")
+
+    def before(self, run: Run) -> Run:
+        """The run of the same screen that was begun before this one.
+
+        Raises:
+            StoreError: there is none.
+        """
+        query = _RUNS.where(RunRow.screen == run.screen, RunRow.id < run.id)
+        query = query.order_by(RunRow.id.desc()).limit(1)
+        with self._reading() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            raise StoreError(
+                f"run '{run.key}' is the first of screen '{run.screen}'; "
+                "name the run to compare with"
+            )
+        return _as_run(row)
+
+    def newest(self, limit: int = 20) -> list[RunStatus]:
+        """The newest runs first, and how they stand."""
+        with self._reading() as connection:
+            rows = connection.execute(_RUNS.order_by(RunRow.id.desc()).limit(limit)).mappings()
+            return [_as_status(row, _account(connection, row["id"])) for row in rows.all()]
+
+    def status(self, run_id: int) -> RunStatus:
+        """One run and how it stands."""
+        with self._reading() as connection:
+            return _as_status(get(connection, run_id), _account(connection, run_id))
+
+    def account(self, run_id: int) -> Account:
+        """Where the run's candidates are.
+
+        Raises:
+            StoreError: they do not add up; then the database was changed by hand.
+        """
+        with self._reading() as connection:
+            return _account(connection, run_id)
+
+    def finish(
+        self, run_id: int, state: RunState, reason: str | None = None, seconds: float = 0.0
+    ) -> None:
+        """Close an attempt at the run; `seconds` is what this attempt worked."""
+        with self._writing() as connection:
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id)
+                .values(
+                    state=RunState(state),
+                    reason=storable(reason),
+                    finished_at=now(),
+                    seconds=RunRow.seconds + seconds,
+                )
+            )
+
+    def lock(self, run_id: int, owner: str, seconds: float = 120) -> None:
+        """Keep other processes off this run until `seconds` from now; `renew` in time.
+
+        Raises:
+            RunHeld: somebody else holds it.
+        """
+        at = now()
+        free = or_(RunRow.lock_owner.is_(None), RunRow.lock_owner == owner, RunRow.lock_until <= at)
+        with self._writing() as connection:
+            if _hold(connection, run_id, owner, at + timedelta(seconds=seconds), free):
+                return
+            holder = get(connection, run_id)
+        raise RunHeld(
+            f"run '{holder['key']}' is being worked on by {_process(holder['lock_owner'])} until "
+            f"{holder['lock_until']:%Y-%m-%d %H:%M:%S} UTC at least; wait for it, or end that "
+            "process and try again after that time"
+        )
+
+    def renew(self, run_id: int, owner: str, seconds: float = 120) -> None:
+        """Hold the lock for longer.
+
+        Raises:
+            StoreError: somebody else took it meanwhile.
+        """
+        until = now() + timedelta(seconds=seconds)
+        with self._writing() as connection:
+            held = _hold(connection, run_id, owner, until, RunRow.lock_owner == owner)
+        if not held:
+            raise StoreError(
+                f"{owner} lost its lock on run {run_id}, because it did not renew it in time "
+                "and another process took the run over; leave the run to that one"
+            )
+
+    def unlock(self, run_id: int, owner: str) -> None:
+        """Give the lock back."""
+        with self._writing() as connection:
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id, RunRow.lock_owner == owner)
+                .values(lock_owner=None, lock_until=None)
+            )
 
 
 def get(connection: Connection, run_id: int) -> RowMapping:
@@ -54,49 +235,20 @@ def get(connection: Connection, run_id: int) -> RowMapping:
     Raises:
         StoreError: there is none.
     """
-    row = connection.execute(RUNS.where(RunRow.id == run_id)).mappings().one_or_none()
+    row = connection.execute(_RUNS.where(RunRow.id == run_id)).mappings().one_or_none()
     if row is None:
         raise StoreError(f"no run with id {run_id}")
     return row
 
 
-def find(connection: Connection, key: str | None) -> RowMapping:
-    """The run of this key, or the newest."""
-    query = RUNS.order_by(RunRow.id.desc()).limit(1)
-    if key is not None:
-        query = query.where(RunRow.key == key)
-    row = connection.execute(query).mappings().one_or_none()
-    if row is not None:
-        return row
-    known = connection.scalars(select(RunRow.key).order_by(RunRow.id.desc()).limit(10)).all()
-    if not known:
-        raise StoreError("the database holds no run yet; start one with: tamis run SCREEN.yaml")
-    raise StoreError(f"no run '{key}'; write one of the newest runs: {', '.join(known)}")
-
-
-def before(connection: Connection, run: Run) -> RowMapping:
-    """The run of the same screen that was begun before this one.
-
-    Raises:
-        StoreError: there is none.
-    """
-    query = RUNS.where(RunRow.screen == run.screen, RunRow.id < run.id)
-    row = connection.execute(query.order_by(RunRow.id.desc()).limit(1)).mappings().one_or_none()
-    if row is None:
-        raise StoreError(
-            f"run '{run.key}' is the first of screen '{run.screen}'; name the run to compare with"
-        )
-    return row
-
-
-def to_resume(
+def _to_resume(
     connection: Connection, screen: str, config_hash: str, key: str | None
 ) -> RowMapping | None:
     """The run of this key, or the newest unfinished one of this screen and configuration."""
     if key is None:
         return (
             connection.execute(
-                RUNS.where(
+                _RUNS.where(
                     RunRow.screen == screen,
                     RunRow.config_hash == config_hash,
                     RunRow.state.not_in((RunState.DONE, RunState.ALARM)),
@@ -107,7 +259,7 @@ def to_resume(
             .mappings()
             .one_or_none()
         )
-    row = connection.execute(RUNS.where(RunRow.key == key)).mappings().one_or_none()
+    row = connection.execute(_RUNS.where(RunRow.key == key)).mappings().one_or_none()
     if row is not None and (row["screen"], row["config_hash"]) != (screen, config_hash):
         raise StoreError(
             f"run '{key}' belongs to screen '{row['screen']}' with configuration "
@@ -117,7 +269,7 @@ def to_resume(
     return row
 
 
-def add(
+def _add(
     connection: Connection, screen: str, config: dict[str, Any], config_hash: str, key: str | None
 ) -> int:
     """Insert a run; without a key, it gets the screen's name and the next free number."""
@@ -144,14 +296,12 @@ def add(
             raise StoreError(f"run '{key}' was begun by another process just now; run again")
 
 
-def add_tiers(connection: Connection, run_id: int, tiers: Sequence[TierPlan]) -> None:
+def _add_tiers(connection: Connection, run_id: int, tiers: Sequence[tuple[str, Policy]]) -> None:
     """Insert the run's tiers, each with a version of its policy."""
-    for position, tier in enumerate(tiers):
-        numbers = tier._asdict()
-        name = numbers.pop("name")
+    for position, (name, policy) in enumerate(tiers):
         policy_id = connection.scalar(
             insert(PolicyRow)
-            .values(**numbers, run_id=run_id, position=position, created_at=now())
+            .values(**columns_of(policy), run_id=run_id, position=position, created_at=now())
             .returning(PolicyRow.id)
         )
         connection.execute(
@@ -166,124 +316,43 @@ def add_tiers(connection: Connection, run_id: int, tiers: Sequence[TierPlan]) ->
         )
 
 
-def count_tiers(connection: Connection, run_id: int) -> int:
-    """How many tiers the run has."""
-    query = select(func.count()).where(RunTierRow.run_id == run_id)
-    return connection.scalar(query.select_from(RunTierRow)) or 0
-
-
-def set_tier_state(
+def _stand(
     connection: Connection,
     run_id: int,
-    position: int,
-    state: TierState,
+    state: RunState,
     reason: str | None,
-    seconds: float,
-    measured: dict[str, float | None],
+    finished: datetime | None,
+    config: dict[str, Any],
 ) -> None:
-    """Say how a tier stands; seconds are added, None leaves a measurement as it was."""
-    over = TierState(state) in {TierState.DONE, TierState.STOPPED}
-    values: dict[str, Any] = {
-        "state": TierState(state),
-        "reason": storable(reason),
-        "seconds": RunTierRow.seconds + seconds,
-        "finished_at": now() if over else None,
-        **{name: value for name, value in measured.items() if value is not None},
-    }
-    if state == TierState.RUNNING:
-        values["started_at"] = func.coalesce(RunTierRow.started_at, now())
-    connection.execute(
-        update(RunTierRow)
-        .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
-        .values(values)
-    )
-
-
-def tier_reasons(connection: Connection, run_id: int) -> list[str]:
-    """Why tiers of the run stopped, in the order of the tiers."""
-    query = (
-        select(RunTierRow.reason)
-        .where(RunTierRow.run_id == run_id, RunTierRow.state == TierState.STOPPED)
-        .order_by(RunTierRow.position)
-    )
-    return [reason for reason in connection.scalars(query) if reason]
-
-
-def reopen(connection: Connection, run_id: int, config: dict[str, Any]) -> None:
-    """The run runs again; a grown input may give even one that was done something to do.
-
-    Budgets and other settings that move no score may have changed since.
-    """
     connection.execute(
         update(RunRow)
         .where(RunRow.id == run_id)
         .values(
-            state=RunState.RUNNING,
-            reason=None,
-            finished_at=None,
+            state=state,
+            reason=reason,
+            finished_at=finished,
             config=json.dumps(config, sort_keys=True, ensure_ascii=False),
         )
     )
 
 
-def put_back(connection: Connection, before: RunStatus) -> None:
-    """Undo `reopen`."""
-    connection.execute(
+def _process(owner: str) -> str:
+    """An owner as people name a process: its first words are host and process id."""
+    host, _, rest = owner.partition(" ")
+    return f"process {rest.split(' ')[0]} on {host}" if rest else host
+
+
+def _hold(connection: Connection, run_id: int, owner: str, until: datetime, condition: Any) -> bool:
+    held = connection.execute(
         update(RunRow)
-        .where(RunRow.id == before.run.id)
-        .values(
-            state=before.run.state,
-            reason=before.reason,
-            finished_at=before.finished,
-            config=json.dumps(before.run.config, sort_keys=True, ensure_ascii=False),
-        )
+        .where(RunRow.id == run_id, condition)
+        .values(lock_owner=owner, lock_until=until)
     )
+    return held.rowcount == 1
 
 
-def set_judge(
-    connection: Connection, run_id: int, position: int, description: dict[str, Any]
-) -> int:
-    """Say who judges at a tier; the same description gives the same id, in every run."""
-    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
-    connection.execute(
-        upsert(connection, JudgeRow)
-        .values(digest=digest, description=canonical)
-        .on_conflict_do_nothing(index_elements=["digest"])
-    )
-    judge_id = connection.scalars(select(JudgeRow.id).where(JudgeRow.digest == digest)).one()
-    check_same_judge(connection, run_id, position, judge_id)
-    connection.execute(
-        update(RunTierRow)
-        .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
-        .values(judge_id=judge_id)
-    )
-    return judge_id
-
-
-def check_same_judge(connection: Connection, run_id: int, position: int, judge_id: int) -> None:
-    """Refuse another judge than the one by whose scores this tier has decided already.
-
-    Raises:
-        StoreError: candidates of this run went past the tier under another judge.
-    """
-    earlier, name = connection.execute(
-        select(RunTierRow.judge_id, RunTierRow.name).where(
-            RunTierRow.run_id == run_id, RunTierRow.position == position
-        )
-    ).one()
-    if earlier in (None, judge_id):
-        return
-    decided = connection.scalar(_DECIDED, {"run_id": run_id, "position": position})
-    if decided:
-        raise StoreError(
-            f"tier '{name}' has decided {decided:,} candidates by another judge (model, rubric, "
-            "engine or settings differ: see table judge); start a new run, or go back to that one"
-        )
-
-
-def as_run(row: RowMapping) -> Run:
-    """A row of `RUNS` as a value."""
+def _as_run(row: RowMapping) -> Run:
+    """A row of `_RUNS` as a value."""
     return Run(
         id=row["id"],
         key=row["key"],
@@ -295,10 +364,10 @@ def as_run(row: RowMapping) -> Run:
     )
 
 
-def as_status(row: RowMapping, account: Account) -> RunStatus:
-    """A row of `RUNS`, and how the run stands."""
+def _as_status(row: RowMapping, account: Account) -> RunStatus:
+    """A row of `_RUNS`, and how the run stands."""
     return RunStatus(
-        run=as_run(row),
+        run=_as_run(row),
         reason=row["reason"],
         started=row["started_at"],
         finished=row["finished_at"],
@@ -311,7 +380,7 @@ def as_status(row: RowMapping, account: Account) -> RunStatus:
     )
 
 
-def account(connection: Connection, run_id: int) -> Account:
+def _account(connection: Connection, run_id: int) -> Account:
     """Where the run's candidates are.
 
     Raises:

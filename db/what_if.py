@@ -1,7 +1,7 @@
-"""What other thresholds would do, from stored scores: the run's own sentences on copies of it.
+"""What other thresholds would do, from stored scores: the run's own statements on copies of it.
 
 Temporary tables named `verdict`, `run_tier`, `policy` and `audit` hide the real ones from this
-connection until its transaction is rolled back, so that `db.deciding` works on them as on those.
+connection until its transaction is rolled back, so that `db.verdicts` works on them as on those.
 """
 
 from collections import Counter
@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, text
 
-from db import audits as audit
-from db import deciding as decide
 from db import verdicts
-from db.bulk import transaction
+from db.bulk import fresh_statistics, transaction
 from db.engine import open_engine
 from db.policies import Change
 from tiers.types import Outcome
@@ -95,9 +93,8 @@ def what_if(engine: Engine, run_id: int, changes: Mapping[int, Change]) -> Conse
             )
         first = min(changes)
         verdicts.undecide(connection, run_id, first)
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("ANALYZE verdict"))
-        audit.decide_from(connection, run_id, first, decide.apply)
+        fresh_statistics(connection, "verdict")
+        verdicts.decide_from(connection, run_id, first, statistics=False)
         after = unmoved + _counts(connection, run_id)
         rows = connection.execute(text(_FLIPS.format(real=real)), {"run_id": run_id})
         flips = [

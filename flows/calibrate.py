@@ -118,10 +118,10 @@ def _score(works: list[TierWork], shown: Display) -> None:
         NotYet: a tier has not judged all: thresholds of several tiers hold together only.
     """
     store, run_id = works[0].store, works[0].run.id
-    store.undecide(run_id)
+    store.verdicts.undecide(run_id)
     for work in works[:-1]:
         _judge(work, shown)
-        if waiting := store.count_unjudged(run_id, work.position, work.judge_id):
+        if waiting := store.judgements.count_unjudged(run_id, work.position, work.judge_id):
             raise NotYet(
                 f"tier '{work.name}' has still to judge {waiting:,} texts, those that it "
                 "failed on included, and a calibration needs its scores of all of them; raise its "
@@ -197,7 +197,7 @@ def _certify(
     say(certificate["message"], shown)
     _publish(calibration, certificate)
     if result.status is not Status.CERTIFIED:
-        store.undecide(run.id)
+        store.verdicts.undecide(run.id)
         return certificate
     if calibration.section.approval:
         approval = said or given_before(calibration) or asked_for(run, shown, wait_seconds)
@@ -209,12 +209,12 @@ def _certify(
     store.policies.certify(
         run.id,
         _changes(calibration, result),
-        follows=calibration.reviewer,
+        labels_from=calibration.reviewer,
         certificate=certificate,
         author=author,
         reason=certificate["message"],
     )
-    store.redecide(run.id)
+    store.verdicts.redecide(run.id)
     publish(store, run)
     return certificate
 

@@ -74,14 +74,14 @@ def _go_on(store: Store, key: str) -> bool:
     """Go on with a run if there is something to do; whether there was."""
     if not _has_news(store, key):
         return False
-    screen_candidates(Screen.model_validate(store.find_run(key).config), key=key, read=False)
+    screen_candidates(Screen.model_validate(store.runs.find(key).config), key=key, read=False)
     return True
 
 
 def _has_news(store: Store, key: str) -> bool:
     """Whether a batch of the run has ended, so that there is something to do."""
-    found = store.find_run(key)
-    if state_of(store.status(found.id)) is RunState.RUNNING:
+    found = store.runs.find(key)
+    if state_of(store.runs.status(found.id)) is RunState.RUNNING:
         return False
     batches = store.batches.all(found.id, open_only=True)
     return any(look(store, batch) is not BatchState.SUBMITTED for batch in batches)
@@ -141,7 +141,7 @@ def _server(store: Store, batch: Batch) -> Iterator["BatchServer"]:
     """The account that a batch was sent to."""
     from tiers.backends.openai.batch import BatchServer
 
-    definition = Screen.model_validate(store.find_run(batch.run).config)
+    definition = Screen.model_validate(store.runs.find(batch.run).config)
     config = definition.tiers[batch.position]
     if isinstance(config, RemoteTier):
         load_keys([config.key_name])

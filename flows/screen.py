@@ -46,7 +46,7 @@ def screen(
     run = screen_candidates(definition, key=key, limit=limit, read=read, allow_shrink=allow_shrink)
     engine = open_engine(Settings().database())
     try:
-        status = Store(engine).status(run.id)
+        status = Store(engine).runs.status(run.id)
     finally:
         engine.dispose()
     if status.run.state not in (RunState.DONE, RunState.WAITING):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.run.screening import screen_candidates
+from tiers.policy import Policy
 from tiers.screenfile.file import Screen
 
 HERE = Path(__file__).parent
@@ -84,3 +85,15 @@ def lives(pid: int) -> bool:
 def screened(definition: Screen, key: str | None = None, **options: Any) -> str:
     """Screen in this process; the run's key."""
     return screen_candidates(definition, key=key, **options).key
+
+
+def tier_by(
+    name: str,
+    reject_below: float | None = None,
+    accept_above: float | None = None,
+    top: float | None = None,
+) -> tuple[str, Policy]:
+    """A tier as a run begins it; its policy may set nothing."""
+    return name, Policy.model_construct(
+        reject_below=reject_below, accept_above=accept_above, top=top, budget=False
+    )

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from db.bulk import transaction
-from db.store import Change, RunState
+from db.store import Change, RunState, what_if
 from flows.calibrate import calibrate
 from flows.guarantee.audit import audit_of, audits_of_promise, in_words
 from flows.report.summary import summary
-from flows.run import cascade as overlap
+from flows.run import overlap
 from flows.run.judging import TierRun
 from tiers.screenfile.faults import ScreenError
 from tiers.screenfile.file import Screen, load_screen
@@ -49,8 +49,8 @@ def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
         screened(definition, key=f"run{number}")
         with stored() as (store, run):
             found = audit_of(store, run)
-            rows = list(store.results(run.id))
-            with store._engine.connect() as connection:
+            rows = list(store.results.all(run.id))
+            with store.engine.connect() as connection:
                 drawn = connection.exec_driver_sql(
                     "SELECT candidate.key, run_tier.name, audit.drawn, audit.found FROM audit "
                     "JOIN candidate ON candidate.id = audit.candidate_id "
@@ -59,7 +59,7 @@ def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
                 ).all()
             # Whoever asks why somebody was accepted is told.
             assert {row.name for row in drawn[:3]} == {
-                store.explain(run.id, row.key).audited for row in drawn[:3]
+                store.results.explain(run.id, row.key).audited for row in drawn[:3]
             }
         assert found is not None
         kept = accepted(rows)
@@ -123,16 +123,16 @@ def test_thresholds_moved_by_hand_have_an_interval_and_no_alarm(folder: Path) ->
     calibrate.fn(definition)
     screened(definition)
     with stored() as (store, run):
-        before = accepted(list(store.results(run.id)))
+        before = accepted(list(store.results.all(run.id)))
         (certified,) = (
             v.id for v in store.policies.versions(run.id) if v.in_use and v.position == 1
         )
         high = Change(0.8, None)
-        with transaction(store._engine, writes=True):  # a run that works is not in the way
-            foretold = store.what_if(run.id, {1: high})
+        with transaction(store.engine, writes=True):  # a run that works is not in the way
+            foretold = what_if(store.engine, run.id, {1: high})
         store.policies.move(run.id, 1, high, author="ada", reason="cheaper")
-        store.redecide(run.id, 1)
-        steps = store.what_if(run.id, {1: high})
+        store.verdicts.redecide(run.id, 1)
+        steps = what_if(store.engine, run.id, {1: high})
         assert foretold.after == steps.before == steps.after
         assert foretold.after[1].rejected > foretold.before[1].rejected
     finished = summary_of_run(definition, run.key)
@@ -141,10 +141,10 @@ def test_thresholds_moved_by_hand_have_an_interval_and_no_alarm(folder: Path) ->
     assert finished["audit"]["evidence"] is None
     with stored() as (store, run):
         assert audits_of_promise(store, run) == []
-        assert accepted(list(store.results(run.id))) < before
+        assert accepted(list(store.results.all(run.id))) < before
         store.policies.use(run.id, certified, author="ada", reason="too dear")
-        store.redecide(run.id, 1)
-        assert accepted(list(store.results(run.id))) == before
+        store.verdicts.redecide(run.id, 1)
+        assert accepted(list(store.results.all(run.id))) == before
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -169,7 +169,7 @@ def test_a_killed_audit_ends_as_one_that_was_not(folder, monkeypatch, after) -> 
                 screened(definition)
     screened(definition)
     with stored() as (store, run):
-        found, rows = audit_of(store, run), list(store.results(run.id))
+        found, rows = audit_of(store, run), list(store.results.all(run.id))
     other = folder / "other"
     other.mkdir()
     monkeypatch.setenv("TAMIS_DATABASE_URL", f"sqlite:///{other}/other.db")
@@ -177,7 +177,7 @@ def test_a_killed_audit_ends_as_one_that_was_not(folder, monkeypatch, after) -> 
     calibrate.fn(whole)
     screened(whole)
     with stored() as (store, run):
-        assert (audit_of(store, run), list(store.results(run.id))) == (found, rows)
+        assert (audit_of(store, run), list(store.results.all(run.id))) == (found, rows)
     assert found["audited"] > 0
     assert paid(folder, "large") == paid(other, "large")
 
@@ -215,7 +215,7 @@ def audits_before(first: str, key: str) -> list[str]:
     with stored() as (store, _):
         return [
             one["run"]
-            for one in audits_of_promise(store, store.find_run(key))
+            for one in audits_of_promise(store, store.runs.find(key))
             if one["run"] != first
         ]
 

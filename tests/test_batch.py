@@ -57,7 +57,7 @@ def visit(folder: Path) -> dict[str, Any]:
     """One run of the flow: it visits the server once and ends."""
     key = screened(load_screen(folder / "screen.yaml"))
     with stored(folder) as store:
-        return summary_of(store, store.find_run(key))
+        return summary_of(store, store.runs.find(key))
 
 
 def finished(folder: Path, *, visits: int = 12) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def stored(folder: Path) -> Iterator[Store]:
 
 def right(folder: Path) -> bool:
     with stored(folder) as store:
-        rows = list(store.results(store.find_run().id))
+        rows = list(store.results.all(store.runs.find().id))
     return len(rows) == COUNT and all(
         (row["verdict"] == "accepted") == is_match(int(row["key"][1:])) for row in rows
     )
@@ -232,7 +232,7 @@ def test_a_refusal_later_on_does_not_tell_the_key(folder, capsys, status):
         with pytest.raises(TierError, match=r"with Bearer \(key\)"):
             visit(folder)
         with stored(folder) as store:
-            assert "Bearer (key)" in str(store.status(store.find_run().id).reason)
+            assert "Bearer (key)" in str(store.runs.status(store.runs.find().id).reason)
         server.odd = {"content": repeats_the_key(status)}
         visit(folder)
         with pytest.raises(TierError, match=r"with Bearer \(key\)"):
@@ -250,7 +250,7 @@ def test_the_reason_of_a_crash_does_not_tell_the_key(folder, monkeypatch, capsys
         with pytest.raises(RuntimeError):
             visit(folder)
     with stored(folder) as store:
-        reason = store.status(store.find_run().id).reason
+        reason = store.runs.status(store.runs.find().id).reason
     assert reason == "RuntimeError: header Authorization: Bearer (key)"
     check_key_is_nowhere(folder, capsys)
 
@@ -379,7 +379,7 @@ def test_a_refused_line_goes_to_review_whatever_its_shape(folder, body):
         batched(folder, server, count=5)
         assert finished(folder)["review"] == 5
     with stored(folder) as store:
-        detail = store.explain(store.find_run().id, "k000001").judgements[0]
+        detail = store.results.explain(store.runs.find().id, "k000001").judgements[0]
     assert "the server refused: " in str(detail.error)
     assert "too long" in str(detail.error)
 
@@ -577,7 +577,7 @@ def test_the_trouble_of_one_run_leaves_the_others(folder, monkeypatch):
                 with pytest.raises(TierError, match=r"run monday: .*refuses the key"):
                     collect.fn()
             assert store.batches.waiting_runs() == ["monday"]
-            assert summary_of(store, store.find_run("tuesday"))["state"] == "done"
+            assert summary_of(store, store.runs.find("tuesday"))["state"] == "done"
 
 
 def test_the_commands_and_the_key_is_nowhere(project):

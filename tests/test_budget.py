@@ -196,7 +196,7 @@ def counted(folder: Path, number: Any, *settings: str) -> dict[str, Any]:
             assert "does not tell how many tokens it charges" in str(error)  # noqa: PT017
         asked = sum(server.asked.values())
     engine = open_engine(Settings().database())
-    found = summary(Store(engine), Store(engine).find_run())
+    found = summary(Store(engine), Store(engine).runs.find())
     engine.dispose()
     return found | {"asked": asked}
 

@@ -64,7 +64,7 @@ def stored() -> Iterator[tuple[Store, Run]]:
     engine = open_engine(Settings().database())
     store = Store(engine)
     try:
-        yield store, store.find_run()
+        yield store, store.runs.find()
     finally:
         engine.dispose()
 
@@ -98,11 +98,11 @@ def test_a_calibrated_run_keeps_its_promise_and_pays_once(folder: Path) -> None:
     assert key == made["run"]
     assert (paid(folder, "small"), paid(folder, "medium")) == (COUNT, COUNT)
     with stored() as (store, run):
-        rows = list(store.results(run.id))
+        rows = list(store.results.all(run.id))
         accepted = {row["key"] for row in rows if row["verdict"] == "accepted"}
         assert {row["verdict"] for row in rows} == {"accepted", "rejected"}
         assert not accepted - positives()
-        reached = store.funnel(run.id)[-1].reached
+        reached = store.results.funnel(run.id)[-1].reached
         assert paid(folder, "large") == reached < COUNT / 2
         # Who has a label is judged by it, whatever the cheaper tiers said.
         calibration = Calibration(store, run, definition)
@@ -170,7 +170,7 @@ def test_too_few_labels_are_refused_before_anything_is_spent(folder: Path) -> No
     assert paid(folder, "large") == 40
     with stored() as (store, run):
         assert store.policies.certificate(run.id) is None
-        assert store.account(run.id).pending == COUNT
+        assert store.runs.account(run.id).pending == COUNT
 
 
 def test_a_promise_is_not_run_without_its_calibration(folder: Path) -> None:
@@ -325,7 +325,7 @@ def test_as_many_others_do_not_pass_for_those_that_were_calibrated(
     told = "the 900 candidates that were calibrated: of them 3 went since, and 3 others came"
     assert told in capsys.readouterr().err
     with stored() as (store, run):
-        assert len(list(store.results(run.id))) == made["candidates"] == COUNT
+        assert len(list(store.results.all(run.id))) == made["candidates"] == COUNT
         assert certified_now(store, run) is None
         assert any(told in line for line in standing(store, run))
         assert not_covered(store, run, made) == standing(store, run)[0]
@@ -343,7 +343,7 @@ def test_as_many_others_do_not_pass_for_those_that_were_calibrated(
     again = calibrate.fn(definition, key=made["run"])
     assert again["candidates_digest"] != made["candidates_digest"]
     with stored() as (store, run):
-        first = store.find_run(made["run"])
+        first = store.runs.find(made["run"])
         assert certified_now(store, first) == again["certified_bound"]
         assert standing(store, first) == []
 
@@ -407,7 +407,7 @@ def test_a_certificate_of_an_earlier_version_goes_by_the_count_and_says_so(folde
         file.write('{"id": "new", "text": "one more: yes"}\n')
     screened(definition, key=made["run"])
     with stored() as (store, run):
-        run = store.find_run(made["run"])
+        run = store.runs.find(made["run"])
         assert "calibrated, and the run has 901; calibrate again" in standing(store, run)[1]
         assert certified_now(store, run) is None
         last = Change(None, 1.0)
@@ -425,7 +425,7 @@ def test_the_last_tiers_bar_moved_by_hand_ends_the_promise(
         was = next(
             one for one in store.policies.versions(run.id) if one.in_use and one.position == 2
         )
-        assert (was.reject_below, was.accept_above) == (
+        assert was.thresholds == (
             made["last_tier"]["reject_below"],
             made["last_tier"]["accept_above"],
         )
@@ -479,7 +479,7 @@ def test_what_nobody_has_promised_for_people_goes_to_people(
     assert made["status"] == "certified", made["message"]
     screened(definition)
     with stored() as (store, run):
-        rows = list(store.results(run.id))
+        rows = list(store.results.all(run.id))
         known = {
             label.text_id for label in store.labels.all(rubric_digest("any"), LabelSource.PERSON)
         }
@@ -512,8 +512,10 @@ def test_people_are_asked_until_they_have_said_enough(folder: Path) -> None:
     assert paid(folder, "large") == 0
     screened(definition)
     with stored() as (store, run):
-        kept = {r["key"] for r in store.results(run.id) if r["verdict"] in ("accepted", "review")}
-        by_last = [r for r in store.results(run.id, "rejected") if r["tier"] == "large"]
+        kept = {
+            r["key"] for r in store.results.all(run.id) if r["verdict"] in ("accepted", "review")
+        }
+        by_last = [r for r in store.results.all(run.id, "rejected") if r["tier"] == "large"]
         labels = store.labels.all(rubric_digest("any"), LabelSource.PERSON)
         assert counted(Calibration(store, run, definition)) & positives() <= kept
     # The last tier rejects whom people have rejected, and nobody else.

@@ -7,24 +7,25 @@ import pytest
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
-from db.store import Store, StoreError, TierPlan
+from db.store import Store, StoreError
 from flows.cli import app
 from flows.commands.changes import changes_between
+from tests.project import tier_by
 from tests.test_sql_docs import QUERIES
 from tests.test_store import a_row, ingested, judge_all
 from tiers.types import Judgement
 
-ONLY = (TierPlan("only", None, 0.5, None, None),)
+ONLY = (tier_by("only", accept_above=0.5),)
 
 
 def screened(store: Store, key: str, scores: dict[int, float], bodies: dict[int, str]) -> Any:
     """A run over these candidates; a score belongs to a text, whoever asks."""
     run = ingested(store, [a_row(i, bodies.get(i)) for i in scores], tiers=ONLY, key=key)
-    judge = store.set_judge(run.id, 0, {"model": key})
-    for candidate in store.unjudged(run.id, 0, judge, 0, 1000):
+    judge = store.tiers.set_judge(run.id, 0, {"model": key})
+    for candidate in store.judgements.unjudged(run.id, 0, judge, 0, 1000):
         number = next(i for i in scores if candidate.text in (f"text {i}", bodies.get(i)))
-        store.record(run.id, judge, [Judgement(candidate.id, scores[number])])
-    store.decide(run.id, 0)
+        store.judgements.record(run.id, judge, [Judgement(candidate.id, scores[number])])
+    store.verdicts.decide(run.id, 0)
     return run
 
 
@@ -79,13 +80,15 @@ def test_the_command_compares_the_newest_run_with_the_one_before(
     shown = CliRunner().invoke(app, ["changes"])
     assert "from run papers-1 to run papers-2" in shown.stdout
     with pytest.raises(StoreError, match="'papers-1' is the first of screen 'papers'; name the"):
-        store.run_before(two[0])
+        store.runs.before(two[0])
 
 
 def test_new_known_and_changed_are_told_apart_while_reading(store: Store) -> None:
     first = ingested(store, [a_row(i) for i in range(3)], tiers=ONLY, key="one")
     judge_all(store, first)
-    run = store.open_run("papers", {"rubric": "good?"}, "hash", ONLY, "two")
-    store.start_ingest(run.id)
-    read = store.ingest(run.id, [a_row(1), a_row(2, "anew"), a_row(3), a_row(3)], "papers.csv")
+    run = store.runs.open("papers", {"rubric": "good?"}, "hash", ONLY, "two")
+    store.candidates.begin(run.id)
+    read = store.candidates.add(
+        run.id, [a_row(1), a_row(2, "anew"), a_row(3), a_row(3)], "papers.csv"
+    )
     assert (read.new, read.changed, read.known, read.duplicate) == (1, 1, 1, 1)

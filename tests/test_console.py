@@ -10,7 +10,7 @@ import pytest
 from rich.progress import Progress
 from typer.testing import CliRunner
 
-from db.store import Explanation, JudgementDetail, TierPlan
+from db.store import Explanation, JudgementDetail
 from flows.cli import app
 from flows.commands import console
 from flows.commands.console import print_json, print_rows
@@ -19,6 +19,7 @@ from flows.files.writing import Format, write_results
 from flows.progress import Bars, Lines, _Log
 from flows.report.inspection import show_inspection
 from flows.terminal import Terminal, number, visible
+from tests.project import tier_by
 from tiers.types import Outcome
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\x9b31m\x7fb\rc :100: [red]x[/red]"
@@ -48,7 +49,7 @@ def test_control_characters_are_shown_and_line_ends_stay():
 
 
 def test_explain_shows_what_a_candidate_and_a_server_wrote(screen):
-    plan = TierPlan("fast", 0.1, None, None, None)
+    _, plan = tier_by("fast", 0.1)
     detail = JudgementDetail(
         0, "fast", Outcome.REVIEW, 0.000012, EVIL, None, EVIL, None, 0, 0, 0, 0.0, False, None, {}, plan, 0, None,
     )  # fmt: skip

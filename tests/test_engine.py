@@ -8,7 +8,8 @@ from sqlalchemy import create_engine, inspect, make_url, text
 from db.engine import check_ready, current, open_engine, read_only_engine, upgrade
 from db.errors import DatabaseError, EmptyDatabase, StoreError
 from db.query import ask
-from db.store import Store, TierPlan
+from db.store import Store
+from tests.project import tier_by
 
 VERSIONS = Path(__file__).parent.parent / "migrations" / "versions"
 NEWEST = max(path.name for path in VERSIONS.glob("[0-9]*.py"))[:4]
@@ -125,7 +126,7 @@ def test_a_read_only_file_is_refused(sqlite_url):
         check_ready(frozen)
     engine = open_engine(frozen)
     with pytest.raises(DatabaseError, match="it is read-only"):
-        Store(engine).open_run("papers", {}, "hash", [TierPlan("fast", *4 * [None])])
+        Store(engine).runs.open("papers", {}, "hash", [tier_by("fast")])
     engine.dispose()
 
 
@@ -268,7 +269,7 @@ def test_a_missing_grant_is_named(postgres_url: str) -> None:
     with pytest.raises(
         DatabaseError, match=r"may not use verdict; .*GRANT SELECT ON verdict TO reader"
     ):
-        Store(reading).account(1)
+        Store(reading).runs.account(1)
     reading.dispose()
     with engine.connect() as connection:
         connection.execute(text(f"DROP OWNED BY reader_{os.getpid()}"))

@@ -11,8 +11,9 @@ import pytest
 
 from db.engine import check_ready, open_engine
 from db.query import ask
-from db.store import Run, Store, TierPlan
+from db.store import Run, Store
 from flows.files.ingest import first_text, ingest
+from tests.project import tier_by
 from tiers.screenfile.faults import ScreenError
 from tiers.screenfile.file import Candidates
 
@@ -29,8 +30,8 @@ class Home:
         self.run = self.open()
 
     def open(self, key: str = "one") -> Run:
-        plan = TierPlan("only", None, 0.5, None, None)
-        return self.store.open_run("screen", {}, "hash", [plan], key=key)
+        plan = tier_by("only", accept_above=0.5)
+        return self.store.runs.open("screen", {}, "hash", [plan], key=key)
 
     def read(self, name: str, *, key: str = "id", text: str | None = "{{ text }}", **more: int):  # type: ignore[no-untyped-def]
         section = Candidates.model_validate(
@@ -90,7 +91,7 @@ def test_a_second_reading_adds_and_counts_nothing_twice(home: Home) -> None:
         done = home.read("a.jsonl")
         assert (done.duplicate, done.bad) == (1, 1)
     assert len(home.bad()) == 1
-    status = home.store.status(home.run.id)
+    status = home.store.runs.status(home.run.id)
     assert (status.rows_read, status.rows_duplicate, status.account.candidates) == (3, 1, 2)
 
 
@@ -117,7 +118,7 @@ def test_what_is_bad_keeps_reason_and_line_and_the_rest_goes_on(home: Home) -> N
     assert "one object a line" in reasons[70_003]
     assert "no value in the key column 'id'" in reasons[70_004]
     assert "different content" in reasons[70_005]
-    account = home.store.account(home.run.id)
+    account = home.store.runs.account(home.run.id)
     assert account.candidates == 70_010
     assert account.review == 2  # empty, and the one that lacks what the template names
     assert account.failed == 5
@@ -167,7 +168,7 @@ def test_a_changed_file_replaces_what_it_changed(home: Home) -> None:
     lines(home.folder / "a.jsonl", {"id": "one", "text": "one"}, {"id": "two", "text": "corrected"})
     home.read("a.jsonl")
     assert home.texts() == {"one": "one", "two": "corrected"}
-    assert home.store.account(home.run.id).failed == 0
+    assert home.store.runs.account(home.run.id).failed == 0
 
 
 def test_keys_that_a_number_cannot_hold_are_refused(home: Home) -> None:
@@ -205,7 +206,7 @@ def test_a_column_that_no_row_has_is_told_before_anything_is_read(home: Home, na
     assert "it has id, text" in key
     if name != "a.jsonl":  # where each record has columns of its own
         assert "candidates.text: names 'resume'" in text[0]
-    assert home.store.account(home.run.id).candidates == 0
+    assert home.store.runs.account(home.run.id).candidates == 0
 
 
 def test_files_that_are_not_there_or_no_table_are_told(home: Home) -> None:

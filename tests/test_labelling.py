@@ -12,7 +12,7 @@ import pytest
 from db.engine import open_engine
 from db.store import LabelSource, Run, Store, StoreError, rubric_digest
 from flows.calibrate import calibrate
-from flows.commands import guarantee as cli_guarantee
+from flows.commands import console
 from flows.commands.guarantee import decide, reliability
 from flows.commands.labels import export_labels
 from flows.guarantee import labelling
@@ -58,7 +58,7 @@ def asked(folder: Path) -> Path:
 def commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands may be called here: what they open is closed."""
     engine = open_engine(Settings().database())
-    monkeypatch.setattr(cli_guarantee, "open_store", lambda _: Store(engine))
+    monkeypatch.setattr(console, "open_store", lambda _: Store(engine))
     yield
     engine.dispose()
 
@@ -256,7 +256,7 @@ def test_who_went_back_to_a_version_and_why_is_kept(folder: Path, commands, caps
     with stored() as (store, run):
         new = next(one for one in store.policies.versions(run.id) if one.in_use)
     assert (new.author, new.reason) == ("bob", "too dear")
-    assert (new.reject_below, new.follows) == (old.reject_below, old.follows)
+    assert (new.thresholds, new.labels_from) == (old.thresholds, old.labels_from)
     assert (new.id != old.id, new.certified) == (True, True)
 
 
@@ -330,7 +330,7 @@ def test_moved_thresholds_are_told_what_they_certify(folder: Path) -> None:
 
         position, change = change_of(store, run, "small", 0.0, None)
         store.policies.move(run.id, position, change, author="ada", reason="try")
-        store.redecide(run.id, position)
+        store.verdicts.redecide(run.id, position)
     screened(definition, key="one")
     after = [paid(folder, tier) for tier in ("small", "medium", "large")]
     assert after[:2] == before[:2]

@@ -5,34 +5,35 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from db.store import Change, LabelSource, Store, StoreError, TierPlan, rubric_digest
+from db.store import Change, LabelSource, Store, StoreError, rubric_digest, what_if
+from tests.project import tier_by
 from tiers.types import Judgement, Outcome
 
 from .test_store import SLOW, ingested, query, rows, waiting
 
 PERSON, TIER = LabelSource.PERSON, LabelSource.TIER
 RUBRIC = rubric_digest("good?")
-FAST = TierPlan("fast", 0.2, 0.9, None, None)
+FAST = tier_by("fast", 0.2, 0.9)
 
 
 def screened(store: Store, count: int = 20, tiers: Any = (FAST, SLOW)) -> Any:
     """A run in which text i has the score i / count at the first tier, and 1 minus it after."""
     run = ingested(store, rows(count), tiers=tiers)
     for position in range(len(tiers)):
-        judge = store.set_judge(run.id, position, {"model": f"model {position}"})
+        judge = store.tiers.set_judge(run.id, position, {"model": f"model {position}"})
         texts = waiting(store, run, position, judge)
         scores = [int(one.text.split()[1]) / count for one in texts]
         answers = [
             Judgement(one.id, 1 - score if position else score, prompt_tokens=10)
             for one, score in zip(texts, scores, strict=True)
         ]
-        store.record(run.id, judge, answers)
-        store.decide(run.id, position)
+        store.judgements.record(run.id, judge, answers)
+        store.verdicts.decide(run.id, position)
     return run
 
 
 def verdicts(store: Store, run: Any) -> dict[str, str]:
-    return {row["key"]: row["verdict"] for row in store.results(run.id)}
+    return {row["key"]: row["verdict"] for row in store.results.all(run.id)}
 
 
 def text_of(store: Store, run: Any, key: str) -> int:
@@ -67,15 +68,15 @@ def test_scores_of_all_tiers_are_read_by_key(store: Store) -> None:
 
 def test_candidates_pass_without_being_decided_and_some_of_them_go_on(store: Store) -> None:
     run = ingested(store, rows(6))
-    judge = store.set_judge(run.id, 0, {"model": "small"})
+    judge = store.tiers.set_judge(run.id, 0, {"model": "small"})
     texts = waiting(store, run, 0, judge)
-    store.record(run.id, judge, [Judgement(one.id, 0.01) for one in texts[:5]])
+    store.judgements.record(run.id, judge, [Judgement(one.id, 0.01) for one in texts[:5]])
     store.labels.send_on(run.id, 1, [texts[1].id, texts[3].id])
-    slow = store.set_judge(run.id, 1, {"model": "large"})
+    slow = store.tiers.set_judge(run.id, 1, {"model": "large"})
     assert [one.id for one in waiting(store, run, 1, slow)] == [texts[1].id, texts[3].id]
     store.labels.advance(run.id, 0, judge)
     assert [one.id for one in waiting(store, run, 1, slow)] == [one.id for one in texts[:5]]
-    assert store.account(run.id).pending == 6
+    assert store.runs.account(run.id).pending == 6
 
 
 def test_labels_go_before_scores_where_the_policy_follows_them(store: Store) -> None:
@@ -83,11 +84,11 @@ def test_labels_go_before_scores_where_the_policy_follows_them(store: Store) -> 
     low, high = (text_of(store, run, key) for key in ("k001", "k019"))
     change = {"certificate": {"recall": 0.9}, "author": "ada", "reason": "calibrated"}
     store.labels.record(RUBRIC, TIER, "slow #2", {low: True, high: None})
-    store.policies.certify(run.id, {0: Change(0.2, 0.9)}, follows="slow #1", **change)
-    store.redecide(run.id)
+    store.policies.certify(run.id, {0: Change(0.2, 0.9)}, labels_from="slow #1", **change)
+    store.verdicts.redecide(run.id)
     assert verdicts(store, run)["k001"] == "rejected"  # another reviewer's labels
-    store.policies.certify(run.id, {0: Change(0.2, 0.9)}, follows="slow #2", **change)
-    store.redecide(run.id)
+    store.policies.certify(run.id, {0: Change(0.2, 0.9)}, labels_from="slow #2", **change)
+    store.verdicts.redecide(run.id)
     moved = verdicts(store, run)
     assert (moved["k001"], moved["k019"]) == ("pending", "pending")  # waits for the second tier
     assert (moved["k002"], moved["k000"]) == ("rejected", "rejected")
@@ -105,9 +106,9 @@ def test_at_the_last_tier_the_majority_of_people_decides(store: Store) -> None:
     before = verdicts(store, run)
     assert (before["k017"], before["k006"], before["k016"]) == ("rejected", "accepted", "rejected")
     store.policies.certify(
-        run.id, {1: Change(0.5, None)}, follows="people", certificate={}, author="a", reason="b"
+        run.id, {1: Change(0.5, None)}, labels_from="people", certificate={}, author="a", reason="b"
     )
-    store.redecide(run.id)
+    store.verdicts.redecide(run.id)
     after = verdicts(store, run)
     assert (after["k017"], after["k006"], after["k016"]) == ("accepted", "rejected", "rejected")
     assert {key for key in after if after[key] != before[key]} == {"k017", "k006"}
@@ -122,13 +123,13 @@ def test_every_change_of_thresholds_is_a_version_with_its_author(store: Store) -
     assert [one.in_use for one in versions] == [False, True]
     assert (versions[1].id, versions[1].author) == (moved, "ada")
     assert versions[1].reason == "the client said so"
-    assert (versions[0].reject_below, versions[1].reject_below) == (0.2, 0.1)
+    assert [one.policy.reject_below for one in versions[:2]] == [0.2, 0.1]
     who = {"author": "bob", "reason": "too dear"}
     assert store.policies.use(run.id, versions[0].id, **who) == 0
     versions = store.policies.versions(run.id)
     assert [one.in_use for one in versions] == [False, False, True, True]
     assert (versions[2].author, versions[2].reason) == ("bob", "too dear")
-    assert (versions[2].reject_below, versions[2].accept_above) == (0.2, 0.9)
+    assert versions[2].thresholds == (0.2, 0.9)
     with pytest.raises(StoreError, match="no policy 99; write one of: 1, 3, 4, 2"):
         store.policies.use(run.id, 99, **who)
 
@@ -137,11 +138,13 @@ def test_going_back_brings_all_of_a_version_with_it(store: Store) -> None:
     run = screened(store)
     change = {0: Change(0.4, None), 1: Change(0.5, None)}
     words: Any = {"author": "ada", "reason": "calibrated"}
-    first, _ = store.policies.certify(run.id, change, follows="slow", certificate={"n": 1}, **words)
-    store.finish(run.id, "done")
+    first, _ = store.policies.certify(
+        run.id, change, labels_from="slow", certificate={"n": 1}, **words
+    )
+    store.runs.finish(run.id, "done")
     later = ingested(store, rows(5))
     for position in range(2):
-        store.set_judge(later.id, position, {"model": f"model {position}"})
+        store.tiers.set_judge(later.id, position, {"model": f"model {position}"})
     assert store.policies.inherit(later.id, {"n": 1})
     both = [(run.id, run.key), (later.id, later.key)]
     assert store.audits.same_promise(later.id) == both
@@ -150,7 +153,7 @@ def test_going_back_brings_all_of_a_version_with_it(store: Store) -> None:
     store.policies.use(run.id, first, author="bob", reason="back")
     back = next(one for one in store.policies.versions(run.id) if one.in_use)
     assert back.id != first
-    assert (back.reject_below, back.follows, back.certified) == (0.4, "slow", True)
+    assert (back.policy.reject_below, back.labels_from, back.certified) == (0.4, "slow", True)
     assert store.policies.certificate(run.id) == {"n": 1}
     # Its audits still count: going there and back does not make evidence forgotten.
     assert store.audits.same_promise(later.id) == both
@@ -159,20 +162,25 @@ def test_going_back_brings_all_of_a_version_with_it(store: Store) -> None:
 def test_a_later_run_takes_over_the_thresholds_of_the_last_calibrated_one(store: Store) -> None:
     run = screened(store)
     store.policies.certify(
-        run.id, {0: Change(0.4, None)}, follows="slow", certificate={"n": 1}, author="a", reason="b"
+        run.id,
+        {0: Change(0.4, None)},
+        labels_from="slow",
+        certificate={"n": 1},
+        author="a",
+        reason="b",
     )
-    store.finish(run.id, "done")
+    store.runs.finish(run.id, "done")
     later = ingested(store, rows(5))
     assert later.id != run.id
     assert store.policies.certificate(later.id) is None
-    store.set_judge(later.id, 0, {"model": "model 0"})
-    store.set_judge(later.id, 1, {"model": "another model"})
+    store.tiers.set_judge(later.id, 0, {"model": "model 0"})
+    store.tiers.set_judge(later.id, 1, {"model": "another model"})
     assert not store.policies.inherit(later.id, {"n": 1})
-    store.set_judge(later.id, 1, {"model": "model 1"})
+    store.tiers.set_judge(later.id, 1, {"model": "model 1"})
     assert not store.policies.inherit(later.id, {"n": 2})
     assert store.policies.inherit(later.id, {"n": 1})
     assert store.policies.certificate(later.id) == {"n": 1}
-    other = store.open_run("papers", {}, "another hash", [FAST, SLOW])
+    other = store.runs.open("papers", {}, "another hash", [FAST, SLOW])
     assert not store.policies.inherit(other.id, {"n": 1})
 
 
@@ -182,25 +190,25 @@ def test_a_later_run_takes_over_the_thresholds_of_the_last_calibrated_one(store:
         (FAST, Change(0.45, 0.7)),
         (FAST, Change(0.05, None)),
         (FAST, Change(None, None)),
-        (TierPlan("fast", 0.2, None, 4, None), Change(0.9, None)),
-        (TierPlan("fast", 0.2, None, None, 0.5), Change(None, 0.8)),
+        (tier_by("fast", 0.2, top=4), Change(0.9, None)),
+        (tier_by("fast", 0.2, top=0.5), Change(None, 0.8)),
     ],
 )
 def test_what_if_foretells_what_deciding_does(store, engine: Engine, plan, change) -> None:
-    run = screened(store, 20, (plan, TierPlan("mid", 0.3, None, None, None), SLOW))
+    run = screened(store, 20, (plan, tier_by("mid", 0.3), SLOW))
     store.labels.record(RUBRIC, TIER, "slow", {text_of(store, run, "k000"): True})
-    before, funnel = verdicts(store, run), store.funnel(run.id)
-    foretold = store.what_if(run.id, {0: change})
+    before, funnel = verdicts(store, run), store.results.funnel(run.id)
+    foretold = what_if(store.engine, run.id, {0: change})
     assert verdicts(store, run) == before
-    assert store.funnel(run.id) == funnel
+    assert store.results.funnel(run.id) == funnel
     assert query(engine, "SELECT COUNT(*) FROM policy")[0][0] == 3
 
     store.policies.move(run.id, 0, change, author="ada", reason="try")
-    store.redecide(run.id)
+    store.verdicts.redecide(run.id)
     after = verdicts(store, run)
     flips = {(one.key, one.was, one.would_be) for one in foretold.flips}
     assert flips == {(k, before[k], after[k]) for k in after if after[k] != before[k]}
-    for step, row in zip(foretold.after, store.funnel(run.id), strict=True):
+    for step, row in zip(foretold.after, store.results.funnel(run.id), strict=True):
         for name in ("tier", "reached", "promoted", "accepted", "rejected", "review", "pending"):
             assert getattr(step, name) == getattr(row, name)
 
@@ -208,6 +216,6 @@ def test_what_if_foretells_what_deciding_does(store, engine: Engine, plan, chang
 def test_what_if_leaves_the_connection_as_it_was(store: Store) -> None:
     run = screened(store)
     for _ in range(3):  # the pool gives the same connection again
-        store.what_if(run.id, {0: Change(0.9, None)})
-    assert store.decide(run.id, 0)[Outcome.REJECT] == 0
-    assert store.account(run.id).candidates == 20
+        what_if(store.engine, run.id, {0: Change(0.9, None)})
+    assert store.verdicts.decide(run.id, 0)[Outcome.REJECT] == 0
+    assert store.runs.account(run.id).candidates == 20

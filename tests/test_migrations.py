@@ -1,4 +1,3 @@
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,6 @@ from sqlalchemy import Connection, inspect, text
 
 from db.engine import _config, check_ready, open_engine, upgrade
 from db.models import Base
-from db.views import VIEWS
 
 # What a run of the first revision left: one accepted, one rejected by the second tier, one pending.
 FIRST_ROWS = """
@@ -61,16 +59,6 @@ def connection(database_url: str) -> Iterator[Connection]:
     engine.dispose()
 
 
-def views(connection: Connection, *names: str) -> list[str]:
-    """What the database understands by these views, without what depends on their names."""
-    if connection.dialect.name == "sqlite":
-        query = "SELECT sql FROM sqlite_master WHERE type = 'view' AND name = :name"
-    else:
-        query = "SELECT pg_get_viewdef(CAST(:name AS regclass))"
-    found = [connection.execute(text(query), {"name": name}).scalar_one() for name in names]
-    return [re.sub(r"^CREATE VIEW \w+ AS ", "", definition) for definition in found]
-
-
 def test_models_and_migrations_describe_one_schema(database_url, connection):
     command.upgrade(_config(connection), "head")
     context = MigrationContext.configure(
@@ -92,14 +80,6 @@ def test_keys_are_compared_by_byte(connection):
     columns = {c["name"]: c["type"] for c in inspect(connection).get_columns("candidate")}
     collation = getattr(columns["key"], "collation", None)
     assert collation == ("C" if connection.dialect.name == "postgresql" else None)
-
-
-def test_the_views_of_the_migrations_are_those_of_the_code(connection):
-    command.upgrade(_config(connection), "head")
-    for name, body in VIEWS.items():
-        connection.execute(text(f"CREATE VIEW copy_of_{name} AS {body}"))
-        migrated, ours = views(connection, name, f"copy_of_{name}")
-        assert migrated == ours
 
 
 def test_rows_of_the_first_revision_survive_all_later_ones(connection):

@@ -52,25 +52,27 @@ def test_an_owner_of_the_version_before_waits_for_its_expiry() -> None:
 def test_a_living_holder_keeps_others_off_and_a_dead_one_does_not(store: Store) -> None:
     run = new_run(store)
     host, _, *rest = parts()
-    store.lock(run.id, " ".join((host, "1", *rest[:-1], "pid:[1]")))  # process 1 of a container
+    store.runs.lock(
+        run.id, " ".join((host, "1", *rest[:-1], "pid:[1]"))
+    )  # process 1 of a container
     said = f"is being worked on by process 1 on {host}"
     with pytest.raises(StoreError, match=said), held(store, run):
         pass
-    assert state_of(store.status(run.id)) is RunState.RUNNING
-    store.unlock(run.id, " ".join((host, "1", *rest[:-1], "pid:[1]")))
-    store.lock(run.id, " ".join((host, "999999999", *rest)))
-    assert state_of(store.status(run.id)) is RunState.INTERRUPTED
+    assert state_of(store.runs.status(run.id)) is RunState.RUNNING
+    store.runs.unlock(run.id, " ".join((host, "1", *rest[:-1], "pid:[1]")))
+    store.runs.lock(run.id, " ".join((host, "999999999", *rest)))
+    assert state_of(store.runs.status(run.id)) is RunState.INTERRUPTED
     with held(store, run):
-        assert state_of(store.status(run.id)) is RunState.RUNNING
+        assert state_of(store.runs.status(run.id)) is RunState.RUNNING
 
 
 def test_a_run_whose_lock_has_expired_is_interrupted(store: Store, engine: Engine) -> None:
     run = new_run(store)
-    store.lock(run.id, "elsewhere 1 0 boot space")
-    assert state_of(store.status(run.id)) is RunState.RUNNING
+    store.runs.lock(run.id, "elsewhere 1 0 boot space")
+    assert state_of(store.runs.status(run.id)) is RunState.RUNNING
     with engine.begin() as connection:
         connection.execute(
             text("UPDATE run SET lock_until = :past"),
             {"past": datetime.now(UTC) - timedelta(seconds=1)},
         )
-    assert state_of(store.status(run.id)) is RunState.INTERRUPTED
+    assert state_of(store.runs.status(run.id)) is RunState.INTERRUPTED

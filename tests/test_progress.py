@@ -110,7 +110,7 @@ def test_the_total_follows_what_is_promoted_meanwhile(
     monkeypatch.setattr(judging, "FLUSH_ROWS", 10)
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     job: Any = SimpleNamespace(config=SimpleNamespace(name="big"))
-    work = TierWork(store, run, 1, job, store.set_judge(run.id, 1, {"model": "large"}))
+    work = TierWork(store, run, 1, job, store.tiers.set_judge(run.id, 1, {"model": "large"}))
     tier = TierRun(work.beside(lambda: False, follows=True), Lines())
     assert tier.judge_waiting() == 600
     told = re.findall(r"big: (\d+) of (\d+)", capsys.readouterr().err)

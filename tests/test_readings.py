@@ -71,8 +71,8 @@ def everything() -> dict[str, Any]:
 
 def candidates(key: str = "one") -> int:
     with stored() as store:
-        run = store.find_run(key)
-        return len(list(store.results(run.id)))
+        run = store.runs.find(key)
+        return len(list(store.results.all(run.id)))
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "no json\n{broken\n"])
@@ -132,7 +132,7 @@ def test_more_than_half_leave_a_run_only_where_that_is_said(
 def test_a_run_that_was_stopped_is_so_after_a_refusal(folder: Path) -> None:
     definition = screened(folder)
     with stored() as store:
-        store.finish(store.find_run("one").id, RunState.STOPPED, "the budget is spent")
+        store.runs.finish(store.runs.find("one").id, RunState.STOPPED, "the budget is spent")
     before = everything()
     put(folder, 0, 1)
     with pytest.raises(InputRefused):
@@ -164,23 +164,23 @@ def test_a_file_that_breaks_off_changes_nothing(folder: Path) -> None:
 def test_with_a_limit_nobody_leaves(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     definition = screened(folder, bad="no json\n")
     with stored() as store:
-        before = list(store.results(store.find_run("one").id))
-        account = store.account(store.find_run("one").id)
+        before = list(store.results.all(store.runs.find("one").id))
+        account = store.runs.account(store.runs.find("one").id)
     capsys.readouterr()
     screen_again(definition, key="one", limit=10)
     assert "read: 10 known\n" in capsys.readouterr().err
     with stored() as store:
-        run = store.find_run("one")
-        assert list(store.results(run.id)) == before
-        assert store.account(run.id) == account
-        assert store.status(run.id).rows_read == 51
+        run = store.runs.find("one")
+        assert list(store.results.all(run.id)) == before
+        assert store.runs.account(run.id) == account
+        assert store.runs.status(run.id).rows_read == 51
     # What the part holds with other content is replaced all the same, and no bad row doubled.
     (folder / "in.jsonl").write_text('{"id": "k000007", "text": "corrected"}\nno json\n')
     screen_again(definition, key="one", limit=2)
     with stored() as store:
-        run = store.find_run("one")
-        assert store.account(run.id).candidates == 52
-        assert store.explain(run.id, "k000007").text == "text: corrected"
+        run = store.runs.find("one")
+        assert store.runs.account(run.id).candidates == 52
+        assert store.results.explain(run.id, "k000007").text == "text: corrected"
 
 
 def test_a_calibration_is_held_to_the_same(folder: Path) -> None:

@@ -16,9 +16,10 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from db.engine import check_ready, open_engine
-from db.store import Row, Store, StoreError, TierPlan
+from db.store import Row, Store, StoreError
 from flows.cli import app
 from flows.files.writing import WritingError, as_it_was, defused
+from tests.project import tier_by
 from tiers.types import Judgement
 
 EVIL = '=HYPERLINK("http://evil.example","x")'
@@ -43,18 +44,18 @@ def run_key(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     check_ready(database_url)
     engine = open_engine(database_url)
     store = Store(engine)
-    plan = TierPlan("fast", None, 0.5, None, None)
-    run = store.open_run("try", {"tiers": []}, "digest", [plan], key=None)
-    store.start_ingest(run.id)
+    plan = tier_by("fast", accept_above=0.5)
+    run = store.runs.open("try", {"tiers": []}, "digest", [plan], key=None)
+    store.candidates.begin(run.id)
     rows = [
         Row(i, one["id"], f"text {i}", orjson.dumps(one), None) for i, one in enumerate(RECORDS)
     ]
-    store.ingest(run.id, rows, source="in.jsonl")
-    store.finish_ingest(run.id, 3, 0)
-    judge = store.set_judge(run.id, 0, {"model": "m"})
-    waiting = store.unjudged(run.id, 0, judge, after=0, limit=10)
+    store.candidates.add(run.id, rows, source="in.jsonl")
+    store.candidates.finish(run.id, 3, 0)
+    judge = store.tiers.set_judge(run.id, 0, {"model": "m"})
+    waiting = store.judgements.unjudged(run.id, 0, judge, after=0, limit=10)
     scores = {"text 0": 0.9, "text 1": 0.1, "text 2": None}
-    store.record(
+    store.judgements.record(
         run.id,
         judge,
         [
@@ -62,7 +63,7 @@ def run_key(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
             for one in waiting
         ],
     )
-    store.decide(run.id, 0)
+    store.verdicts.decide(run.id, 0)
     engine.dispose()
     yield run.key
     for each in opened:  # a command leaves its own to the end of its process

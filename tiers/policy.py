@@ -49,6 +49,11 @@ class Policy(BaseModel):
             )
         return self
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it needs all scores of its tier before it can decide one."""
+        return self.top is not None or self.budget
+
     def quota(self, scored: int) -> int | None:
         """How many candidates `top` lets through of `scored` ones; None for no limit."""
         if isinstance(self.top, float):
@@ -60,7 +65,7 @@ class Policy(BaseModel):
         """The outcome of a score between the thresholds, before `top` has its say."""
         if not last:
             return Outcome.PROMOTE
-        if self.top is not None:
+        if self.ranks:
             return Outcome.ACCEPT
         match self.reject_below, self.accept_above:
             case None, _:

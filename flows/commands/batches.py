@@ -31,7 +31,7 @@ def list_batches(
 ) -> None:
     """List all batches, as they stood when they were last looked at."""
     store = open_store(database)
-    run_id = None if run is None else store.find_run(run).id
+    run_id = None if run is None else store.runs.find(run).id
     rows = [_batch_row(batch) for batch in store.batches.all(run_id)]
     print_rows(rows, as_json, empty="no batches")
 
@@ -54,7 +54,7 @@ def poll(
     os.environ["TAMIS_DATABASE_URL"] = url
     store = open_store(url)
     if run is not None:
-        store.find_run(run)
+        store.runs.find(run)
     waiting = [key for key in store.batches.waiting_runs() if run in (None, key)]
     if not waiting:
         print_rows([], as_json, empty="no run waits for a batch")
@@ -68,7 +68,7 @@ def poll(
         collect(run, wait)
     except TierError as error:
         err.print(str(error), markup=False, highlight=False)
-    stand = [summary(store, store.find_run(key)) for key in waiting]
+    stand = [summary(store, store.runs.find(key)) for key in waiting]
     rows = [
         _batch_row(batch) for batch in store.batches.all(open_only=True) if batch.run in waiting
     ]

@@ -32,8 +32,8 @@ def changes(
 ) -> None:
     """Show what changed from one run to a later one: newly accepted, new, gone, changed text."""
     store = open_store(database)
-    later = store.find_run(after)
-    earlier = store.run_before(later) if before is None else store.find_run(before)
+    later = store.runs.find(after)
+    earlier = store.runs.before(later) if before is None else store.runs.find(before)
     found = changes_between(store, earlier, later)
     if as_json:
         typer.echo(orjson.dumps(found).decode())
@@ -51,7 +51,7 @@ def changes(
 
 def changes_between(store: Store, before: Run, after: Run) -> dict[str, Any]:
     """Counts, and every candidate that the runs do not agree about."""
-    found = list(store.differences(before.id, after.id))
+    found = list(store.results.differences(before.id, after.id))
     return {
         "before": before.key,
         "after": after.key,

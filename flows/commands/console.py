@@ -118,9 +118,9 @@ def found_run(database: str | None, run_key: str | None) -> tuple["Store", "Run"
 
     store = open_store(database)
     if run_key is None or not run_key.endswith((".yaml", ".yml")):
-        return store, store.find_run(run_key)
+        return store, store.runs.find(run_key)
     name = load_screen(Path(run_key)).screen
-    found = next((one.run for one in store.runs(1000) if one.run.screen == name), None)
+    found = next((one.run for one in store.runs.newest(1000) if one.run.screen == name), None)
     if found is None:
         fail(f"screen '{name}' has no run yet; run tamis calibrate {run_key}")
     return store, found

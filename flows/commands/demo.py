@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.console import Database, open_store, out
+from flows.commands.console import Database, open_store, out, settings
 from flows.commands.local import screen_once
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from db.store import Store
     from tiers.screenfile.file import Screen
 
 app = typer.Typer()
 
 Truth = Mapping[str, bool]
+_COSTS = """
+    SELECT tier, COUNT(*) AS calls, SUM(seconds) AS seconds
+    FROM judgement_detail WHERE run = '{run}' GROUP BY position, tier ORDER BY position
+"""
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,8 @@ def run_demo(database: str | None, *, count: int, seed: int, console: "Console")
     show(finished, console)
     console.print("\nfor comparison, the largest model on all of them:")
     alone = screen_once(largest_alone(cascade), database, allow_shrink=True)
-    store = open_store(database)
     runs = {"cascade": finished["run"], "largest model on all": alone["run"]}
-    _show_comparison(store, runs, truth, console)
+    _show_comparison(database, runs, truth, console)
     key = finished["run"]
     console.print(
         f"\nLook further:\n"
@@ -104,24 +106,27 @@ def quality(results: Mapping[str, str], truth: Truth) -> Quality:
 
 
 def _show_comparison(
-    store: "Store", runs: Mapping[str, str], truth: Truth, console: "Console"
+    database: str | None, runs: Mapping[str, str], truth: Truth, console: "Console"
 ) -> None:
     from rich.table import Table
 
+    from db.query import ask
+
+    store = open_store(database)
     table = Table(title="against the truth", title_justify="left")
     for name in ("", "recall", "precision", "wrong verdicts", "calls of it", "model seconds"):
         table.add_column(name, justify="left" if not name else "right")
     for name, key in runs.items():
-        run = store.find_run(key)
-        results = {row["key"]: row["verdict"] for row in store.results(run.id)}
+        run = store.runs.find(key)
+        results = {row["key"]: row["verdict"] for row in store.results.all(run.id)}
         found = quality(results, truth)
-        costs = store.costs(run.id)
+        costs = ask(settings().database(database), _COSTS.format(run=key))
         table.add_row(
             name,
             f"{found.recall:.1%}",
             f"{found.precision:.1%}",
             f"{found.wrong:,} of {len(truth):,}",
-            f"{costs[-1].texts:,}",
-            f"{sum(cost.seconds for cost in costs):,.1f}",
+            f"{costs[-1]['calls']:,}",
+            f"{sum(cost['seconds'] for cost in costs):,.1f}",
         )
     console.print(table)

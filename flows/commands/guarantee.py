@@ -125,7 +125,7 @@ def certificate(
     found = store.policies.certificate(run.id)
     if found is None:
         fail(f"run '{run.key}' is not calibrated; run tamis calibrate FILE")
-    made_for = store.find_run(found["run"])
+    made_for = store.runs.find(found["run"])
     wrong = (
         differences(Calibration(store, made_for, definition_of(made_for)), found) if check else []
     )
@@ -207,8 +207,8 @@ def decide(
         else:
             position, change = change_of(store, run, str(tier), reject_below, accept_above)
             store.policies.move(run.id, position, change, **said)
-        store.redecide(run.id, position)
-        store.finish(run.id, *how_it_stands(store, run))
+        store.verdicts.redecide(run.id, position)
+        store.runs.finish(run.id, *how_it_stands(store, run))
     finished = summary(store, run)
     if as_json:
         print_json(finished)

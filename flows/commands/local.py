@@ -48,7 +48,7 @@ def screen_once(
             )
             raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     store = open_store(url)
-    finished = summary(store, store.find_run(chosen))
+    finished = summary(store, store.runs.find(chosen))
     return {**finished, "whole_seconds": round(time.monotonic() - began, 3)}
 
 

@@ -48,12 +48,12 @@ def status(
         print_rows([], as_json, empty=str(nothing))
         return
     if run_key is None:
-        rows = [_status_row(status) for status in store.runs(50)]
+        rows = [_status_row(status) for status in store.runs.newest(50)]
         print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
         return
     from flows.report.summary import show, summary
 
-    finished = summary(store, store.find_run(run_key))
+    finished = summary(store, store.runs.find(run_key))
     if as_json:
         print_json(finished)
     else:
@@ -89,7 +89,7 @@ def results(
     store = open_store(database)
     rows = results_of(
         store,
-        store.find_run(run_key),
+        store.runs.find(run_key),
         verdict=verdict,
         limit=limit,
         columns=[] if no_fields else wanted,
@@ -106,7 +106,7 @@ def explain(
 ) -> None:
     """Show one candidate at every tier: text, score, reading, outcome and why."""
     store = open_store(database)
-    found = store.explain(store.find_run(run_key).id, key)
+    found = store.results.explain(store.runs.find(run_key).id, key)
     if as_json:
         print_json(_plain(found))
     else:
@@ -138,7 +138,12 @@ def _status_row(status: "RunStatus") -> dict[str, Any]:
 
 
 def _plain(found: "Explanation") -> dict[str, Any]:
-    tiers = [detail._asdict() | {"policy": detail.policy._asdict()} for detail in found.judgements]
+    from db.policies import columns_of
+
+    tiers = [
+        detail._asdict() | {"policy": {"name": detail.tier, **columns_of(detail.policy)}}
+        for detail in found.judgements
+    ]
     return asdict(replace(found, judgements=[])) | {"judgements": tiers}
 
 
@@ -174,7 +179,7 @@ def _because(detail: "JudgementDetail") -> str:
         return f"below reject_below {low:g}"
     if high is not None and score > high:
         return f"above accept_above {high:g}"
-    if (top := policy.top_count or policy.top_share) is not None:
-        return f"{'not ' * (detail.outcome is Outcome.REJECT)}among the top {top:,}"
+    if policy.top is not None:
+        return f"{'not ' * (detail.outcome is Outcome.REJECT)}among the top {policy.top:,}"
     bounds = (("not below reject_below", low), ("not above accept_above", high))
     return ", ".join(f"{side} {bound:g}" for side, bound in bounds if bound is not None)

@@ -65,23 +65,23 @@ def ingest(
         InputRefused: more than half of the run would leave it; likewise.
     """
     require_candidates(candidates, limit)
-    store.start_ingest(run_id)
+    store.candidates.begin(run_id)
     try:
         total = Ingested(0, 0, 0, 0, 0)
         rows_read = 0
         for path, chunk in _chunks_of_files(candidates, limit):
             rows = [row for row in chunk if isinstance(row, Row)]
             bad = [row for row in chunk if isinstance(row, BadRow)]
-            store.add_bad_rows(run_id, bad)
-            done = store.ingest(run_id, rows, source=path.name)
+            store.candidates.add_bad(run_id, bad)
+            done = store.candidates.add(run_id, rows, source=path.name)
             rows_read += len(chunk)
             done = done._replace(bad=done.bad + len(bad))
             total = Ingested(*map(sum, zip(total, done, strict=True)))
-        gone = store.finish_ingest(
+        gone = store.candidates.finish(
             run_id, rows_read, total.duplicate, whole=limit is None, allow_shrink=allow_shrink
         )
     except (ScreenError, InputRefused):
-        store.cancel_ingest(run_id)
+        store.candidates.cancel(run_id)
         raise
     return total._replace(gone=gone)
 

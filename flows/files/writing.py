@@ -67,7 +67,7 @@ def results_of(
     """
     wanted = columns
     if columns is None or columns:
-        known = store.field_names(run.id)
+        known = store.results.field_names(run.id)
         wanted = known if columns is None else columns
         if unknown := [name for name in wanted if name not in known]:
             from db.errors import StoreError
@@ -76,7 +76,7 @@ def results_of(
                 f"the input of run '{run.key}' has no column '{unknown[0]}'; it has "
                 f"{', '.join(known)}"
             )
-    rows = store.results(run.id, verdict=verdict, limit=limit, fields=bool(wanted))
+    rows = store.results.all(run.id, verdict=verdict, limit=limit, fields=bool(wanted))
     return _with_columns(rows, wanted or [])
 
 

@@ -45,7 +45,7 @@ class Calibration:
         self.store, self.run, self.definition = store, run, definition
         self.section = guarantee_of(definition)
         self.below = len(definition.tiers) - 1
-        self.judges = store.judges(run.id)
+        self.judges = store.tiers.judges(run.id)
         scored = store.labels.scored(run.id, self.below)
         self.keys = [one.key for one in scored]
         self.text_ids = np.array([one.text_id for one in scored], np.int64)
@@ -192,7 +192,7 @@ def check_calibration(store: Store, definition: Screen, key: str | None) -> None
     section = definition.guarantee
     if section is None:
         return
-    run = store.to_resume(definition.screen, definition.digest, key)
+    run = store.runs.to_resume(definition.screen, definition.digest, key)
     if run is not None and _has_thresholds(store, run, section):
         return
     if not store.policies.may_inherit(definition.screen, definition.digest, promise_of(section)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from db.store import Change, Run, Store, StoreError, Version
+from db.store import Change, Run, Store, StoreError, Version, what_if
 from flows.guarantee.certificate import bound_of
 from flows.guarantee.state import not_covered
 from tiers.calibration.calibrator import Thresholds
@@ -27,8 +27,9 @@ def change_of(
     if reject_below is accept_above is None:
         raise StoreError("no threshold is given; write --reject-below 0.2 or --accept-above 0.9")
     version = current[names.index(tier)]
-    low = version.reject_below if reject_below is None else reject_below
-    high = version.accept_above if accept_above is None else accept_above
+    low, high = version.thresholds
+    low = low if reject_below is None else reject_below
+    high = high if accept_above is None else accept_above
     if low is not None and high is not None and low > high:
         raise StoreError(
             f"reject_below {low:g} lies above accept_above {high:g}; write both, the lower number "
@@ -39,8 +40,8 @@ def change_of(
 
 def consequences(store: Store, run: Run, position: int, change: Change) -> dict[str, Any]:
     """What other thresholds would do to a run, from stored scores."""
-    found = store.what_if(run.id, {position: change})
-    spent = store.spent(run.id)
+    found = what_if(store.engine, run.id, {position: change})
+    spent = store.tiers.spent(run.id)
     tiers = []
     for before, after, paid in zip(found.before, found.after, spent, strict=True):
         more = max(after.pending - before.pending, 0)
@@ -76,11 +77,7 @@ def certified_now(store: Store, run: Run) -> float | None:
 def as_certified(store: Store, run: Run, certificate: Mapping[str, Any]) -> bool:
     """Whether the thresholds in use are those of a certificate, the last tier's included."""
     current = _in_use(store, run)
-    certified = {
-        version.tier: (version.reject_below, version.accept_above)
-        for version in current
-        if version.certified
-    }
+    certified = {version.tier: version.thresholds for version in current if version.certified}
     return _last_as_certified(current[-1], certificate) and all(
         certified.get(one["tier"]) == (one["reject_below"], one["accept_above"])
         for one in certificate["thresholds"]
@@ -125,13 +122,12 @@ def _bound(store: Store, run: Run, changes: dict[int, Change]) -> float | None:
     below = current[:-1]
     if not _last_as_certified(current[-1], certificate):
         return None
-    if any(version.top_count or version.top_share for version in below):
+    if any(version.policy.top is not None for version in below):
         return None
-    if len(below) in changes or (below and not all(version.follows for version in below)):
-        return None  # the last tier's own bar, or labels that nobody follows: another promise
+    if len(below) in changes or (below and not all(version.labels_from for version in below)):
+        return None  # the last tier's own bar, or labels that count nowhere: another promise
     thresholds = [
-        Thresholds(*changes.get(version.position, (version.reject_below, version.accept_above)))
-        for version in below
+        Thresholds(*changes.get(version.position, version.thresholds)) for version in below
     ]
     drawn = store.labels.scored(run.id, len(below), certificate["drawn_positives"])
     scores = np.array([one.scores for one in drawn], np.float64).reshape(len(drawn), len(below))
@@ -141,12 +137,9 @@ def _bound(store: Store, run: Run, changes: dict[int, Change]) -> float | None:
 def _last_as_certified(version: Version, certificate: Mapping[str, Any]) -> bool:
     """Whether the last tier decides as it did when the certificate was made."""
     last = certificate.get("last_tier")
-    if last is None or version.top_count or version.top_share:
+    if last is None or version.policy.top is not None:
         return version.certified
-    return (version.reject_below, version.accept_above) == (
-        last["reject_below"],
-        last["accept_above"],
-    )
+    return version.thresholds == (last["reject_below"], last["accept_above"])
 
 
 def _in_use(store: Store, run: Run) -> list[Version]:

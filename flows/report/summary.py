@@ -24,8 +24,8 @@ def summary(store: Store, run: Run) -> dict[str, Any]:
 
     `usd` is None where the price is not known, and lacks the candidates that are `out` in batches.
     """
-    status = store.status(run.id)
-    tiers = [tier_summary(row) for row in store.funnel(run.id)]
+    status = store.runs.status(run.id)
+    tiers = [tier_summary(row) for row in store.results.funnel(run.id)]
     costs = [tier["usd"] for tier in tiers]
     return {
         "run": run.key,

@@ -82,7 +82,7 @@ class BatchRun:
         return self._batches.all(self._work.run.id, self._work.position, open_only=True)
 
     def _set(self, state: TierState, reason: str | None) -> None:
-        self._work.store.set_tier_state(
+        self._work.store.tiers.set_state(
             self._work.run.id, self._work.position, state, reason=reason
         )
 
@@ -253,7 +253,7 @@ class BatchRun:
         out = self._batches.out(work.run.id, work.position)
         rounds = self._batches.rounds(work.run.id, work.position)
         after = 0
-        while page := work.store.unjudged(
+        while page := work.store.judgements.unjudged(
             work.run.id, work.position, work.judge_id, after=after, limit=PAGE
         ):
             after = page[-1].id

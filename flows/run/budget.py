@@ -217,7 +217,7 @@ class Budgets:
     """All purses of a run."""
 
     def __init__(self, definition: Screen, store: Store, run_id: int) -> None:
-        spent = store.spent(run_id)
+        spent = store.tiers.spent(run_id)
         self._definition = definition
         self._store, self._run_id = store, run_id
         self._gates: dict[int, Gate] = {}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from flows.progress import Display, say
 from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
-from flows.run.overlap import Overlap, groups, ranks
+from flows.run.overlap import Overlap, groups
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import OpenAIBatchTier
 from tiers.types import Outcome
@@ -34,7 +34,7 @@ class Cascade:
         Raises:
             TierError: a tier could not go on; what was judged is kept.
         """
-        self._store.undecide(self._run.id)
+        self._store.verdicts.undecide(self._run.id)
         last = len(self._works) - 1
         for group in groups(self._definition):
             if group == [last]:
@@ -42,7 +42,7 @@ class Cascade:
             if len(group) > 1:
                 Overlap([self._works[i] for i in group], self._shown).run()
                 for position in group:
-                    self._store.decide(self._run.id, position)
+                    self._store.verdicts.decide(self._run.id, position)
                 self._say_funnel(group)
             else:
                 self._one(group[0])
@@ -63,11 +63,11 @@ class Cascade:
             finally:
                 tier.close()
         policy = self._definition.policy(position)
-        if ranks(policy) and self._is_part(work):
+        if policy.ranks and self._is_part(work):
             return  # the best of a part are not the best of all
         if policy.budget:
             self._afford(position)
-        self._say_decided(position, self._store.decide(self._run.id, position))
+        self._say_decided(position, self._store.verdicts.decide(self._run.id, position))
 
     def _is_part(self, work: TierWork) -> bool:
         """Whether some of the tier's candidates are still to be asked in this run."""
@@ -78,15 +78,15 @@ class Cascade:
         count = self._count(position)
         if count is not None:
             self._affordable[position] = count
-            self._store.set_affordable(self._run.id, position, count)
+            self._store.tiers.set_affordable(self._run.id, position, count)
 
     def _count(self, position: int) -> int | None:
         """How many the tier may promote by the next one's budget."""
         budgets = self._works[position].budgets
         if budgets is None:
             return None
-        spent = self._store.spent(self._run.id)[position + 1]
-        characters = self._store.mean_characters(self._run.id)
+        spent = self._store.tiers.spent(self._run.id)[position + 1]
+        characters = self._store.candidates.mean_characters(self._run.id)
         return budgets.affordable(position + 1, spent, characters)
 
     def _pays_for_more(self, position: int) -> bool:
@@ -94,14 +94,14 @@ class Cascade:
         before, now = self._affordable[position], self._count(position)
         if now is None or now < max(before * MORE, before + 1):
             return False
-        tier = self._store.funnel(self._run.id)[position]
+        tier = self._store.results.funnel(self._run.id)[position]
         following = self._works[position + 1]
         closed = following.gate is not None and following.gate.closed
         return tier.rejected > 0 and tier.promoted >= before and not closed
 
     def _say_funnel(self, group: list[int]) -> None:
         """Tiers that were decided bit by bit, told in sums."""
-        rows = self._store.funnel(self._run.id)
+        rows = self._store.results.funnel(self._run.id)
         for row in (rows[position] for position in group):
             outcomes = (Outcome.ACCEPT, Outcome.REJECT, Outcome.PROMOTE, Outcome.REVIEW)
             counts = (row.accepted, row.rejected, row.promoted, row.review)

@@ -58,7 +58,7 @@ class TierWork:
 
     def waiting(self) -> int:
         """How many texts wait here without an answer."""
-        return self.store.count_unjudged(self.run.id, self.position, self.judge_id)
+        return self.store.judgements.count_unjudged(self.run.id, self.position, self.judge_id)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class TierRun:
         self._step.expect(waiting)
         self._count_next = time.monotonic() + COUNT_SECONDS
         if self._tier is None:
-            self.work.store.set_tier_state(self.work.run.id, self.work.position, TierState.RUNNING)
+            self.work.store.tiers.set_state(self.work.run.id, self.work.position, TierState.RUNNING)
             began = time.monotonic()
             self._began = self._began or began
             if self.work.gate is not None:
@@ -200,7 +200,7 @@ class TierRun:
     def _set(self, state: TierState, reason: str | None, rates: object = None) -> None:
         began = self._began
         measured = rates if isinstance(rates, dict) else {}
-        self.work.store.set_tier_state(
+        self.work.store.tiers.set_state(
             self.work.run.id,
             self.work.position,
             state,
@@ -245,10 +245,10 @@ def record(work: TierWork, judgements: list[Judgement]) -> None:
         untold = [one for one in judgements if one.score is not None and not one.prompt_tokens]
     if untold:
         known = {one.id for one in judgements} - {one.id for one in untold}
-        work.store.record(work.run.id, work.judge_id, untold, None)
+        work.store.judgements.record(work.run.id, work.judge_id, untold, None)
         judgements = [one for one in judgements if one.id in known]
     if judgements:
-        work.store.record(work.run.id, work.judge_id, judgements, work.price_id)
+        work.store.judgements.record(work.run.id, work.judge_id, judgements, work.price_id)
     if work.gate is not None:
         work.gate.settle([*judgements, *untold])
         if untold:
@@ -268,7 +268,7 @@ class _Reader:
     def __iter__(self) -> Iterator[Candidate]:
         work, page_end = self._work, self.last
         admit = work.gate.admit if work.gate is not None else None
-        while page := work.store.unjudged(
+        while page := work.store.judgements.unjudged(
             work.run.id, work.position, work.judge_id, after=page_end, limit=PAGE
         ):
             page_end = page[-1].id
@@ -304,7 +304,7 @@ def check_mass(work: TierWork) -> None:
     Raises:
         TierError: most judgements gave the answers asked for less than half of the probability.
     """
-    low, known, waiting = work.store.low_mass(
+    low, known, waiting = work.store.judgements.low_mass(
         work.judge_id, work.run.id, work.position, below=MASS_NEEDED, sample=FIRST_BLOCK
     )
     if not waiting and known and low > known / 2:

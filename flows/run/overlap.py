@@ -6,7 +6,6 @@ import time
 
 from flows.progress import Display
 from flows.run.judging import TierRun, TierWork
-from tiers.policy import Policy
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import AnyTier, HttpTier, OpenAIBatchTier
 from tiers.types import TierError
@@ -102,7 +101,7 @@ class _Decider:
 
     def all(self) -> None:
         began = time.monotonic()
-        self._tier.work.store.decide(self._tier.work.run.id, self._tier.work.position)
+        self._tier.work.store.verdicts.decide(self._tier.work.run.id, self._tier.work.position)
         ended = time.monotonic()
         self._next = ended + max(DECIDE_SECONDS, DECIDE_SHARE * (ended - began))
 
@@ -115,17 +114,12 @@ def groups(definition: Screen) -> list[list[int]]:
         apart = all(
             _apart(definition.tiers[other], definition.tiers[position]) for other in found[-1]
         )
-        barrier = ranks(definition.policy(position - 1)) or isinstance(before, OpenAIBatchTier)
+        barrier = definition.policy(position - 1).ranks or isinstance(before, OpenAIBatchTier)
         if apart and not barrier:
             found[-1].append(position)
         else:
             found.append([position])
     return found
-
-
-def ranks(policy: Policy) -> bool:
-    """Whether a policy needs all scores of its tier before it can decide one."""
-    return policy.top is not None or policy.budget
 
 
 def _apart(one: AnyTier, other: AnyTier) -> bool:

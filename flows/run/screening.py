@@ -115,7 +115,7 @@ def read_candidates(
 def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:
     """The tiers with their prices and budgets as they stand now."""
     prices = [price_of(tier) for tier in definition.tiers]
-    price_ids = [store.set_price(run.id, i, price) for i, price in enumerate(prices)]
+    price_ids = [store.tiers.set_price(run.id, i, price) for i, price in enumerate(prices)]
     budgets = Budgets(definition, store, run.id)
     return [
         TierWork(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from db.engine import check_ready, open_engine
-from db.store import DatabaseError, InputRefused, Run, RunState, Store, StoreError, TierPlan
+from db.store import DatabaseError, InputRefused, Run, RunState, Store, StoreError
 from flows import recorder
 from flows.guarantee.audit import alarm_of
 from flows.owner import is_dead, owner
@@ -52,7 +52,7 @@ def opened(
                 if isinstance(tier, RemoteTier) and (route := key_route(tier)) is not None:
                     say(f"{tier.name}: the key in {route}", shown)
             # Before anything is decided anew: a run keeps the judges that it began with.
-            judges = [store.set_judge(run.id, i, each) for i, each in enumerate(identities)]
+            judges = [store.tiers.set_judge(run.id, i, each) for i, each in enumerate(identities)]
             yield store, run, judges, shown
     finally:
         engine.dispose()
@@ -60,9 +60,9 @@ def opened(
 
 def open_run(store: Store, definition: Screen, key: str | None) -> Run:
     """The run of this definition to work on: the key's, the newest unfinished one, or a new one."""
-    plans = [_plan(definition, position) for position in range(len(definition.tiers))]
-    return store.open_run(
-        definition.screen, as_config(definition), definition.digest, plans, key=key
+    tiers = [(tier.name, definition.policy(i)) for i, tier in enumerate(definition.tiers)]
+    return store.runs.open(
+        definition.screen, as_config(definition), definition.digest, tiers, key=key
     )
 
 
@@ -76,8 +76,8 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[None]:
     """Hold the run's lock; write down how the work on it ended, whatever ended it."""
     began = time.monotonic()
     with held(store, run):
-        before = store.status(run.id)
-        store.resume(run.id, as_config(definition))
+        before = store.runs.status(run.id)
+        store.runs.resume(run.id, as_config(definition))
         state, reason = RunState.FAILED, None
         as_before = False
         try:
@@ -97,9 +97,9 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[None]:
         finally:
             recorder.current().end(state, reason)
             if as_before:
-                store.put_back(before)
+                store.runs.put_back(before)
             else:
-                store.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
+                store.runs.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
 
 
 @contextmanager
@@ -109,10 +109,10 @@ def held(store: Store, run: Run) -> Iterator[None]:
     Raises:
         StoreError: another process holds it.
     """
-    holder = store.status(run.id).lock_owner
+    holder = store.runs.status(run.id).lock_owner
     if holder is not None and is_dead(holder):
-        store.unlock(run.id, holder)
-    store.lock(run.id, owner(), seconds=LOCK_SECONDS)
+        store.runs.unlock(run.id, holder)
+    store.runs.lock(run.id, owner(), seconds=LOCK_SECONDS)
     over = threading.Event()
     keeper = threading.Thread(target=_keep_lock, args=(store, run, over), daemon=True)
     keeper.start()
@@ -121,7 +121,7 @@ def held(store: Store, run: Run) -> Iterator[None]:
     finally:
         over.set()
         keeper.join()
-        store.unlock(run.id, owner())
+        store.runs.unlock(run.id, owner())
 
 
 @contextmanager
@@ -152,13 +152,13 @@ def ending_on_signals() -> Iterator[None]:
 
 def how_it_stands(store: Store, run: Run) -> tuple[RunState, str | None]:
     """The state of a run that nobody works on any more, and why."""
-    account = store.account(run.id)
+    account = store.runs.account(run.id)
     if not account.failed and not account.pending:
         alarm = alarm_of(store, run)
         return (RunState.DONE, None) if alarm is None else (RunState.ALARM, alarm)
     if store.batches.all(run.id, open_only=True):
         return RunState.WAITING, "for the answers of a batch"
-    reasons = store.tier_reasons(run.id)
+    reasons = store.tiers.reasons(run.id)
     if reasons:
         return RunState.STOPPED, "; ".join(reasons)
     return RunState.INCOMPLETE, None
@@ -177,22 +177,9 @@ def _keep_lock(store: Store, run: Run, over: threading.Event) -> None:
     """Renew the lock however long a block, a model's loading or a reading takes."""
     while not over.wait(LOCK_SECONDS / 10):
         try:
-            store.renew(run.id, owner(), seconds=LOCK_SECONDS)
+            store.runs.renew(run.id, owner(), seconds=LOCK_SECONDS)
         except DatabaseError:
             continue  # the main thread meets the same trouble, and tells it
         except StoreError:
             recorder.stop_main()  # another process took the run over: leave it to that one
             return
-
-
-def _plan(definition: Screen, position: int) -> TierPlan:
-    policy = definition.policy(position)
-    share = isinstance(policy.top, float)
-    return TierPlan(
-        definition.tiers[position].name,
-        policy.reject_below,
-        policy.accept_above,
-        None if policy.top is None or share else int(policy.top),
-        float(policy.top) if policy.top is not None and share else None,
-        policy.budget,
-    )
