@@ -12,10 +12,10 @@ RUBRIC = "Is this a match? Answer yes or no."
 
 async def main(url: str, file: str, concurrency: int) -> None:
     client = AsyncOpenAI(base_url=url, api_key="none", max_retries=5)
-    gate = asyncio.Semaphore(concurrency)
+    admission = asyncio.Semaphore(concurrency)
 
     async def ask(text: str) -> bool:
-        async with gate:
+        async with admission:
             reply = await client.chat.completions.create(
                 model="m",
                 messages=[{"role": "user", "content": f"{RUBRIC}\n\n{text}"}],

@@ -94,7 +94,7 @@ def measure(url: str, candidates: int) -> dict[str, float]:
         began = time.perf_counter()
         found = consequences(store, run, *change_of(store, run, tier, low, None))
         seconds[f"{tier} {low:g}"] = time.perf_counter() - began
-        seconds[f"{tier} {low:g} flips"] = len(found["candidates"])
+        seconds[f"{tier} {low:g} flips"] = len(found.candidates)
     return seconds
 
 

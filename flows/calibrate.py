@@ -149,7 +149,7 @@ def _label(calibration: Calibration, last: TierWork, shown: Display) -> None:
                 top.judge_waiting()
             judged = calibration.store.labels.judged(last.judge_id, texts)
             if left := len(texts) - len(judged):
-                why = last.gate.closed if last.gate is not None else None
+                why = last.admission.closed if last.admission is not None else None
                 raise NotYet(
                     f"tier '{last.name}' has still to answer {left:,} labels"
                     f"{f': {why}' if why else ''}; calibrate again when it has or can"

@@ -5,14 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -28,147 +26,79 @@ SLOW = 10.0
 """Below so many a second, the first two digits are told."""
 
 
-class Step(Protocol):
-    """One thing that takes a while: reading the files, or a tier. Several may go on at once."""
+class Display:
+    """Where steps and messages are shown: bars in a terminal, a line now and then elsewhere."""
+
+    def __init__(self, bars: Progress | None = None) -> None:
+        self._bars = bars
+
+    def say(self, text: str) -> None:
+        if self._bars is None:
+            print(visible(text), file=sys.stderr, flush=True)  # noqa: T201 - a log's line
+        else:
+            self._bars.console.print(visible(text), highlight=False, markup=False, emoji=False)
+
+    def start(self, name: str, total: int | None) -> "Step":
+        """Begin one thing that takes a while; several may go on at once."""
+        return Step(self, self._bars, name, total)
+
+
+class Step:
+    """Reading the files, or a tier: how far it is, how fast, and how long it will take.
+
+    The clock of the rate starts with the first that is done: loading a model says nothing about
+    the rest.
+    """
+
+    def __init__(self, shown: Display, bars: Progress | None, name: str, total: int | None) -> None:
+        self._shown, self._bars, self._name = shown, bars, name
+        self._total = total
+        self._done = self._first = 0
+        self._began: float | None = None
+        self._said = time.monotonic()
+        self._task = None if bars is None else bars.add_task(name, total=total, rate="", left="")
 
     def expect(self, more: int) -> None:
         """So many are still to be done."""
+        self._total = self._done + more
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, total=self._total)
 
     def advance(self, count: int) -> None:
         """So many were done."""
-
-
-class Display(Protocol):
-    """Where steps and messages are shown."""
-
-    def say(self, text: str) -> None: ...
-
-    def start(self, name: str, total: int | None) -> Step: ...
-
-
-class Pace:
-    """How far a step is, how fast, and how long it will take: told once that means something.
-
-    The clock starts with the first that is done: loading a model says nothing about the rest.
-    """
-
-    def __init__(self, total: int | None) -> None:
-        self.total = total
-        self.done = 0
-        self._first = 0
-        self._began: float | None = None
-
-    def expect(self, more: int) -> None:
-        self.total = self.done + more
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        if self.total is not None:
-            self.total = max(self.total, self.done)
+        self._done += count
+        if self._total is not None:
+            self._total = max(self._total, self._done)
         if self._began is None:
             self._first, self._began = count, time.monotonic()
+        rate, left = self._pace()
+        if self._bars is not None and self._task is not None:
+            done, total = self._done, self._total
+            self._bars.update(self._task, completed=done, total=total, rate=rate, left=left)
+        elif time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            so_far = f"{self._done:,}" + ("" if self._total is None else f" of {self._total:,}")
+            parts = (so_far, rate, left)
+            self._shown.say(f"{self._name}: {', '.join(part for part in parts if part)}")
 
-    def rate(self) -> float | None:
-        """A second; None until some were done in some seconds."""
-        done = self.done - self._first
+    def _pace(self) -> tuple[str, str]:
+        """Rate and time left in words; empty until they mean something."""
+        done = self._done - self._first
         seconds = 0.0 if self._began is None else time.monotonic() - self._began
-        return done / seconds if done >= ENOUGH and seconds >= ENOUGH_SECONDS else None
-
-    def rate_in_words(self) -> str:
-        rate = self.rate()
-        if rate is None:
-            return ""
-        return f"{rate:,.0f}/s" if rate >= SLOW else f"{rate:.2g}/s"
-
-    def seconds_left(self) -> float | None:
-        rate = self.rate()
-        if rate is None or self.total is None or self.done == self.total:
-            return None
-        return (self.total - self.done) / rate
-
-
-class Bars:
-    """A bar a step, for a terminal."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def say(self, text: str) -> None:
-        self._progress.console.print(visible(text), highlight=False, markup=False, emoji=False)
-
-    def start(self, name: str, total: int | None) -> "Bar":
-        task = self._progress.add_task(name, total=total, rate="", left="")
-        return Bar(self._progress, task, total)
-
-
-class Bar:
-    """One step of `Bars`."""
-
-    def __init__(self, progress: Progress, task: TaskID, total: int | None) -> None:
-        self._progress = progress
-        self._task = task
-        self._pace = Pace(total)
-
-    def expect(self, more: int) -> None:
-        self._pace.expect(more)
-        self._progress.update(self._task, total=self._pace.total)
-
-    def advance(self, count: int) -> None:
-        pace = self._pace
-        pace.advance(count)
-        left = pace.seconds_left()
-        self._progress.update(
-            self._task,
-            completed=pace.done,
-            total=pace.total,
-            rate=pace.rate_in_words(),
-            left="" if left is None else f"{left:,.0f} s left",
-        )
-
-
-class Lines:
-    """A line now and then, for a log."""
-
-    def say(self, text: str) -> None:
-        print(visible(text), file=sys.stderr, flush=True)  # noqa: T201 - a log's line
-
-    def start(self, name: str, total: int | None) -> "Line":
-        return Line(self, name, total)
-
-
-class Line:
-    """One step of `Lines`."""
-
-    def __init__(self, lines: Lines, name: str, total: int | None) -> None:
-        self._lines = lines
-        self._name = name
-        self._pace = Pace(total)
-        self._said = time.monotonic()
-
-    def expect(self, more: int) -> None:
-        self._pace.expect(more)
-
-    def advance(self, count: int) -> None:
-        pace = self._pace
-        pace.advance(count)
-        now = time.monotonic()
-        if now - self._said < LINE_SECONDS:
-            return
-        self._said = now
-        left = pace.seconds_left()
-        parts = (
-            f"{pace.done:,}" + ("" if pace.total is None else f" of {pace.total:,}"),
-            pace.rate_in_words(),
-            "" if left is None else f"{left:,.0f} s left",
-        )
-        self._lines.say(f"{self._name}: {', '.join(part for part in parts if part)}")
+        if done < ENOUGH or seconds < ENOUGH_SECONDS:
+            return "", ""
+        rate = done / seconds
+        words = f"{rate:,.0f}/s" if rate >= SLOW else f"{rate:.2g}/s"
+        if self._total is None or self._done == self._total:
+            return words, ""
+        return words, f"{(self._total - self._done) / rate:,.0f} s left"
 
 
 @contextmanager
 def display() -> Iterator[Display]:
     """The display that suits where stderr goes; what the tiers log is shown there, too."""
     if not sys.stderr.isatty():
-        with _Log(lines := Lines()):
+        with _Log(lines := Display()):
             yield lines
         return
     columns = (
@@ -179,8 +109,8 @@ def display() -> Iterator[Display]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress, _Log(bars := Bars(progress)):
-        yield bars
+    with Progress(*columns, console=Console(stderr=True)) as bars, _Log(shown := Display(bars)):
+        yield shown
 
 
 class _Log(logging.Handler):

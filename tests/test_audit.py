@@ -1,6 +1,7 @@
 """Audits: what they find is kept, what they say is true, and they cost what they must."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from db.bulk import transaction
 from db.store import Change, RunState, what_if
 from flows.calibrate import calibrate
-from flows.guarantee.audit import audit_of, audits_of_promise, in_words
+from flows.guarantee.audit import RunAudit, audit_of, audits_of_promise, in_words
 from flows.report.summary import summary
 from flows.run import overlap
 from flows.run.judging import TierRun
@@ -37,7 +38,7 @@ def run_over(folder: Path, definition: Screen, key: str, hidden: int = 0) -> dic
             file.write(json.dumps(line) + "\n")
     screened(definition, key=key)
     with stored() as (store, run):
-        return summary(store, run)
+        return asdict(summary(store, run))
 
 
 def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
@@ -74,13 +75,13 @@ def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
                 assert tiers[row.key] == ("rejected", row.name)
         lost = len(positives() - kept) + len(finds)
         truth = (len(kept) - len(finds)) / (len(kept) - len(finds) + lost)
-        assert found["kept"] == len(kept) - len(finds)
-        assert (found["audited"], found["found"]) == (len(by_lot), len(finds))
-        assert found["rejects"] == sum(
+        assert found.kept == len(kept) - len(finds)
+        assert (found.audited, found.found) == (len(by_lot), len(finds))
+        assert found.rejects == sum(
             r["tier"] != "large" for r in rows if r["key"] not in kept
         ) + len(finds)
-        assert 0.2 < found["audited"] / found["rejects"] < 0.4
-        low, high = found["recall"]
+        assert 0.2 < found.audited / found.rejects < 0.4
+        low, high = found.recall
         held += low <= truth <= high
         lost_in_all += lost
     assert lost_in_all > 8  # else there is nothing to find
@@ -115,7 +116,7 @@ def test_a_real_drift_is_told_and_nothing_else(folder: Path) -> None:
 def summary_of_run(definition: Screen, key: str) -> dict[str, Any]:
     screened(definition, key=key)
     with stored() as (store, run):
-        return summary(store, run)
+        return asdict(summary(store, run))
 
 
 def test_thresholds_moved_by_hand_have_an_interval_and_no_alarm(folder: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_killed_audit_ends_as_one_that_was_not(folder, monkeypatch, after) -> 
     screened(whole)
     with stored() as (store, run):
         assert (audit_of(store, run), list(store.results.all(run.id))) == (found, rows)
-    assert found["audited"] > 0
+    assert found.audited > 0
     assert paid(folder, "large") == paid(other, "large")
 
 
@@ -214,9 +215,7 @@ def audits_before(first: str, key: str) -> list[str]:
     """The runs whose audits count when this one is looked at."""
     with stored() as (store, _):
         return [
-            one["run"]
-            for one in audits_of_promise(store, store.runs.find(key))
-            if one["run"] != first
+            one.run for one in audits_of_promise(store, store.runs.find(key)) if one.run != first
         ]
 
 
@@ -225,9 +224,9 @@ def test_an_audit_of_nobody_says_nothing(folder: Path) -> None:
     with pytest.raises(TierError, match="is not calibrated"):
         screened(definition, key="one")
     with stored() as (store, run):
-        finished = summary(store, run)
+        finished = asdict(summary(store, run))
     assert finished["audit"] is None
-    nobody = {"recall": (1.0, 1.0), "rejects": 0, "audited": 0, "found": 0, "waiting": 0}
+    nobody = RunAudit(0.1, 0.9, 0.9, 0, 0, 0, 0, 0, (1.0, 1.0), 1, None, 10.0, False, [])
     assert in_words(nobody) == "audit: nobody was rejected, so nobody was asked about"
 
 
@@ -242,10 +241,10 @@ def test_an_audit_costs_what_it_asks_and_nothing_twice(folder: Path) -> None:
     assert screened(definition, key=made["run"]) == made["run"]
     with stored() as (store, run):
         found = audit_of(store, run)
-        assert found["runs"] == 1
-    assert paid(folder, "large") == without + found["audited"]
+        assert found.runs == 1
+    assert paid(folder, "large") == without + found.audited
     screened(definition, key=made["run"])
-    assert paid(folder, "large") == without + found["audited"]
+    assert paid(folder, "large") == without + found.audited
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import traceback
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +58,7 @@ def visit(folder: Path) -> dict[str, Any]:
     """One run of the flow: it visits the server once and ends."""
     key = screened(load_screen(folder / "screen.yaml"))
     with stored(folder) as store:
-        return summary_of(store, store.runs.find(key))
+        return asdict(summary_of(store, store.runs.find(key)))
 
 
 def finished(folder: Path, *, visits: int = 12) -> dict[str, Any]:
@@ -466,14 +467,14 @@ def test_as_many_are_promoted_while_some_of_them_are_out():
     def affordable(*out: Out) -> int | None:
         spent = Spent(0, 0.0, 0.0, 0)
         store = SimpleNamespace(
-            spent=lambda _: [spent, spent],
+            tiers=SimpleNamespace(spent=lambda _: [spent, spent]),
             batches=SimpleNamespace(outstanding=lambda *_: list(out)),
         )
         budgets = Budgets(definition, store, 1)  # type: ignore[arg-type]
-        gate = budgets.gate(1)
-        assert gate is not None
-        assert gate.admit(Candidate(99, "x" * 400)) == (len(out) < 20)
-        gate.release([99])
+        admission = budgets.admission(1)
+        assert admission is not None
+        assert admission.admit(Candidate(99, "x" * 400)) == (len(out) < 20)
+        admission.release([99])
         return budgets.affordable(1, spent, 400)
 
     assert affordable(*(Out(i, 400, None) for i in range(30))) == affordable() != 0
@@ -577,7 +578,7 @@ def test_the_trouble_of_one_run_leaves_the_others(folder, monkeypatch):
                 with pytest.raises(TierError, match=r"run monday: .*refuses the key"):
                     collect.fn()
             assert store.batches.waiting_runs() == ["monday"]
-            assert summary_of(store, store.runs.find("tuesday"))["state"] == "done"
+            assert summary_of(store, store.runs.find("tuesday")).state == "done"
 
 
 def test_the_commands_and_the_key_is_nowhere(project):

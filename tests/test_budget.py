@@ -1,4 +1,6 @@
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ from pydantic import ValidationError
 from db.engine import open_engine
 from db.store import Spent, Store
 from flows.report.summary import summary
-from flows.run.budget import Budgets, Gate, Purse
+from flows.run.budget import Admission, Budget, Budgets
 from flows.screen import screen as flow
 from flows.settings import Settings
 from tiers.prices import Price, check_prices, price_of
@@ -23,12 +25,12 @@ PRICE = Price(2.0, 0.5, 8.0, 0.0, "test")
 NOTHING = [Spent(0, 0.0, 0.0, 0)]
 
 
-def gate(**limits: float) -> Gate:
-    purse = Purse(BudgetSection.model_validate(limits), "the budget", NOTHING)
-    return Gate([purse], PRICE, None, "rubric")
+def admission(**limits: float) -> Admission:
+    budget = Budget(BudgetSection.model_validate(limits), "the budget", NOTHING)
+    return Admission([budget], PRICE, None, "rubric")
 
 
-def run_through(opened: Gate, tokens: int, *, ahead: int) -> int:
+def run_through(opened: Admission, tokens: int, *, ahead: int) -> int:
     """Candidates of so many tokens each, with so many under way; how many tokens were spent."""
     waiting: list[Candidate] = []
     spent = 0
@@ -51,12 +53,12 @@ def run_through(opened: Gate, tokens: int, *, ahead: int) -> int:
 
 @pytest.mark.parametrize("ahead", [1, 10, 300])
 def test_a_limit_is_not_passed_however_many_are_under_way(ahead):
-    spent = run_through(gate(tokens=50_000), 100, ahead=ahead)
+    spent = run_through(admission(tokens=50_000), 100, ahead=ahead)
     assert 49_500 < spent <= 50_000
 
 
 def test_money_is_counted_by_the_price():
-    opened = gate(usd=0.01)
+    opened = admission(usd=0.01)
     spent = run_through(opened, 100, ahead=5)
     each = PRICE.of(100, 0, 1)
     assert 0.0096 < spent / 101 * each <= 0.01
@@ -71,8 +73,8 @@ def test_cached_tokens_cost_less_and_reasoning_is_part_of_the_reply():
 def test_machines_cost_while_they_run(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("flows.run.budget.time.monotonic", lambda: now[0])
-    purse = Purse(BudgetSection(usd=1.0), "the budget", NOTHING)
-    opened = Gate([purse], Price(0, 0, 0, 3.6, "test"), None, "rubric")
+    budget = Budget(BudgetSection(usd=1.0), "the budget", NOTHING)
+    opened = Admission([budget], Price(0, 0, 0, 3.6, "test"), None, "rubric")
     now[0] += 5000  # other tiers work
     opened.start()
     assert opened.admit(Candidate(1, "x"))
@@ -89,22 +91,22 @@ def test_machines_cost_while_they_run(monkeypatch):
 def test_hours_count_those_of_earlier_attempts(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("flows.run.budget.time.monotonic", lambda: now[0])
-    purse = Purse(BudgetSection(hours=1), "the budget", [Spent(0, 0.0, 3500.0, 0)])
+    budget = Budget(BudgetSection(hours=1), "the budget", [Spent(0, 0.0, 3500.0, 0)])
     now[0] += 5000
-    one, other = purse.start(0.0), purse.start(0.0)
-    assert purse.lacks(0, 0) is None
+    one, other = budget.start(0.0), budget.start(0.0)
+    assert budget.reserve(0, 0) is None
     now[0] += 99
-    purse.stop(one)
-    assert purse.lacks(0, 0) is None  # hours at the same time count once
+    budget.stop(one)
+    assert budget.reserve(0, 0) is None  # hours at the same time count once
     now[0] += 2
-    purse.stop(other)
-    assert purse.lacks(0, 0) == "the budget of 1 hours is used up"
+    budget.stop(other)
+    assert budget.reserve(0, 0) == "the budget of 1 hours is used up"
 
 
 def test_what_one_purse_refuses_is_given_back_to_the_other():
-    small = Purse(BudgetSection(tokens=10), "the tier's budget", NOTHING)
-    large = Purse(BudgetSection(tokens=1_000_000), "the run's budget", NOTHING)
-    opened = Gate([large, small], PRICE, None, "rubric")
+    small = Budget(BudgetSection(tokens=10), "the tier's budget", NOTHING)
+    large = Budget(BudgetSection(tokens=1_000_000), "the run's budget", NOTHING)
+    opened = Admission([large, small], PRICE, None, "rubric")
     assert not opened.admit(Candidate(1, "x" * 1000))
     assert large.pays_for(0, 1) == 1_000_000
 
@@ -112,11 +114,9 @@ def test_what_one_purse_refuses_is_given_back_to_the_other():
 def test_how_many_a_budget_pays_for_includes_those_it_has_paid():
     definition = Screen.model_validate(screen({"budget": {"tokens": 10_000}}))
 
-    class Store:
-        def spent(self, _run: int) -> list[Spent]:
-            return [Spent(0, 0.0, 0.0, 0), Spent(4_400, None, 0.0, 40)]
-
-    budgets = Budgets(definition, Store(), 1)  # type: ignore[arg-type]
+    spent_before = [Spent(0, 0.0, 0.0, 0), Spent(4_400, None, 0.0, 40)]
+    store = SimpleNamespace(tiers=SimpleNamespace(spent=lambda _: spent_before))
+    budgets = Budgets(definition, store, 1)  # type: ignore[arg-type]
     spent = Spent(4_400, None, 0.0, 40)
     assert budgets.affordable(1, spent, 0) == 40 + int((10_000 - 4_400) / (110 * 1.1))
 
@@ -196,7 +196,7 @@ def counted(folder: Path, number: Any, *settings: str) -> dict[str, Any]:
             assert "does not tell how many tokens it charges" in str(error)  # noqa: PT017
         asked = sum(server.asked.values())
     engine = open_engine(Settings().database())
-    found = summary(Store(engine), Store(engine).runs.find())
+    found = asdict(summary(Store(engine), Store(engine).runs.find()))
     engine.dispose()
     return found | {"asked": asked}
 

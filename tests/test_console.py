@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import sys
-from typing import Any
 
 import pytest
 from rich.progress import Progress
@@ -16,8 +15,8 @@ from flows.commands import console
 from flows.commands.console import print_json, print_rows
 from flows.commands.results import _show_explanation
 from flows.files.writing import Format, write_results
-from flows.progress import Bars, Lines, _Log
-from flows.report.inspection import show_inspection
+from flows.progress import Display, _Log
+from flows.report.inspection import File, ScreenInspection, TierInspection, show_inspection
 from flows.terminal import Terminal, number, visible
 from tests.project import tier_by
 from tiers.types import Outcome
@@ -60,13 +59,13 @@ def test_explain_shows_what_a_candidate_and_a_server_wrote(screen):
 
 
 def test_check_shows_what_a_file_and_a_prompt_hold(screen):
-    tier = {"name": "fast", "model": EVIL, "prompt": EVIL, "shared_tokens": None, "key": None}
-    found: dict[str, Any] = {
-        "files": [{"name": EVIL, "megabytes": 1.0}],
-        "candidate": {"key": EVIL, "text": ""},
-        "tiers": [{**tier, "price": None}],
-        "problems": [EVIL],
-    }
+    found = ScreenInspection(
+        "papers",
+        [File(EVIL, 1.0)],
+        {"key": EVIL, "text": ""},
+        [TierInspection("fast", EVIL, EVIL, None, None, None, None)],
+        [EVIL],
+    )
     show_inspection(found, console.out)
     assert screen.getvalue().count(SHOWN) == 5
 
@@ -80,10 +79,10 @@ def test_errors_and_tables_show_it(screen):
 
 
 def test_progress_and_what_tiers_log_show_it(screen, capsys):
-    with _Log(Lines()):
+    with _Log(Display()):
         logging.getLogger("tiers.any").warning("%s", EVIL)
     assert SHOWN in capsys.readouterr().err
-    Bars(Progress(console=Terminal(file=screen, width=300))).say(EVIL)
+    Display(Progress(console=Terminal(file=screen, width=300))).say(EVIL)
     assert SHOWN in screen.getvalue()
 
 

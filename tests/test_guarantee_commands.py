@@ -137,7 +137,11 @@ def answer(prefect_url: str, process: subprocess.Popen[str], **form: object) -> 
         time.sleep(0.2)
         wanted = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}}
         paused = asked(f"{prefect_url}/flow_runs/filter", wanted)
-    told = asked(f"{prefect_url}/flow_runs/{paused[0]['id']}/resume", {"run_input": form})
+    resume = f"{prefect_url}/flow_runs/{paused[0]['id']}/resume"
+    told = asked(resume, {"run_input": form})
+    while "schema not found" in str(told["details"]):  # the form is stored after the state
+        time.sleep(0.2)
+        told = asked(resume, {"run_input": form})
     assert told["status"] == "ACCEPT", told
 
 

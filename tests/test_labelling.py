@@ -4,6 +4,7 @@ import csv
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -291,10 +292,10 @@ def test_two_reviewers_are_compared_and_their_disputes_listed(asked: Path) -> No
         file = filled(asked / "b.csv", again, **{first: other})
         take_in(store, run, file, "bob", replace=False)
         found = agreement(store, run)
-        [pair] = found["pairs"]
-        assert (pair["common"], pair["agree"]) == (10, 0.9)
-        assert 0 < pair["kappa"] < 0.9
-        [dispute] = found["disputes"]
+        [pair] = found.pairs
+        assert (pair.common, pair.agree) == (10, 0.9)
+        assert 0 < pair.kappa < 0.9
+        [dispute] = found.disputes
         assert (dispute["key"], dispute["settled"]) == (first, "no")
         assert {dispute["ada"], dispute["bob"]} == {"yes", "no"}
         # It is still wanted; a third person settles it.
@@ -304,7 +305,7 @@ def test_two_reviewers_are_compared_and_their_disputes_listed(asked: Path) -> No
 
 
 def moved(store: Store, run: Run, low: float) -> dict[str, Any]:
-    return consequences(store, run, *change_of(store, run, "small", low, None))
+    return asdict(consequences(store, run, *change_of(store, run, "small", low, None)))
 
 
 def test_moved_thresholds_are_told_what_they_certify(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,8 @@ from rich.console import Console
 from sqlalchemy import text
 
 from flows import progress
-from flows.progress import Bars, Lines
-from flows.report.summary import show
+from flows.progress import Display
+from flows.report.summary import Rows, Summary, show
 from flows.run import judging
 from flows.run.judging import TierRun, TierWork
 from tests.test_store import FAST, SLOW, ingested, judge_all, rows
@@ -39,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_slow_start_is_no_measure_of_the_rest(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = Lines().start("big", 500)
+    step = Display().start("big", 500)
     clock.now += 60  # a model is loaded
     step.advance(1)
     assert capsys.readouterr().err == "big: 1 of 500\n"
@@ -54,7 +55,7 @@ def test_a_slow_start_is_no_measure_of_the_rest(
 def test_nothing_is_told_to_be_left_where_the_total_is_overrun(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = Lines().start("big", 112)
+    step = Display().start("big", 112)
     for _ in range(40):
         clock.now += 1
         step.advance(8)
@@ -69,7 +70,7 @@ def test_nothing_is_told_to_be_left_where_the_total_is_overrun(
 
 def test_a_bar_tells_the_same(clock: Clock) -> None:
     with progress.Progress(console=Console(stderr=True, quiet=True)) as shown:
-        step = Bars(shown).start("big", 10)
+        step = Display(shown).start("big", 10)
         for _ in range(4):
             clock.now += 1
             step.advance(10)
@@ -111,7 +112,7 @@ def test_the_total_follows_what_is_promoted_meanwhile(
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     job: Any = SimpleNamespace(config=SimpleNamespace(name="big"))
     work = TierWork(store, run, 1, job, store.tiers.set_judge(run.id, 1, {"model": "large"}))
-    tier = TierRun(work.beside(lambda: False, follows=True), Lines())
+    tier = TierRun(work.beside(lambda: False, follows=True), Display())
     assert tier.judge_waiting() == 600
     told = re.findall(r"big: (\d+) of (\d+)", capsys.readouterr().err)
     totals = [int(total) for _, total in told]
@@ -122,12 +123,12 @@ def test_the_total_follows_what_is_promoted_meanwhile(
 
 
 def test_working_time_and_whole_time_are_told_apart() -> None:
-    finished: dict[str, Any] = {
-        "run": "one", "state": "done", "reason": None, "candidates": 0, "tiers": [], "usd": None,
-        "out": 0, "audit": None, "rows": {"read": 0, "duplicate": 0, "bad": 0}, "seconds": 4.6,
-        **dict.fromkeys(("accepted", "rejected", "review", "failed", "pending"), 0),
-    }  # fmt: skip
-    for whole, told in ({"whole_seconds": 38.8}, ", 38.8 s from start to end\n"), ({}, "\n"):
+    counts = dict.fromkeys(("accepted", "rejected", "review", "failed", "pending"), 0)
+    finished = Summary(
+        run="one", screen="try", state="done", reason=None, candidates=0, **counts,
+        rows=Rows(0, 0, 0), seconds=4.6, usd=None, out=0, tiers=[], audit=None,
+    )  # fmt: skip
+    for whole, told in ((38.8, ", 38.8 s from start to end\n"), (None, "\n")):
         said = io.StringIO()
-        show({**finished, **whole}, Console(file=said, width=200))
+        show(replace(finished, whole_seconds=whole), Console(file=said, width=200))
         assert f"4.6 s of work{told}" in said.getvalue()

@@ -74,7 +74,7 @@ def poll(
     ]
     if not as_json:
         for one in stand:
-            out.print(f"run {one['run']}: {one['state']}", highlight=False)
+            out.print(f"run {one.run}: {one.state}", highlight=False)
     print_rows(rows, as_json, empty="nothing is out any more")
     raise typer.Exit(max(map(exit_code, stand)))
 

@@ -18,4 +18,4 @@ def check(file: File, as_json: AsJson = False) -> None:
         print_json(inspection)
     else:
         show_inspection(inspection, out)
-    raise typer.Exit(USAGE if inspection["problems"] else DONE)
+    raise typer.Exit(USAGE if inspection.problems else DONE)

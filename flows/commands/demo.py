@@ -62,9 +62,9 @@ def run_demo(database: str | None, *, count: int, seed: int, console: "Console")
     show(finished, console)
     console.print("\nfor comparison, the largest model on all of them:")
     alone = screen_once(largest_alone(cascade), database, allow_shrink=True)
-    runs = {"cascade": finished["run"], "largest model on all": alone["run"]}
+    runs = {"cascade": finished.run, "largest model on all": alone.run}
     _show_comparison(database, runs, truth, console)
-    key = finished["run"]
+    key = finished.run
     console.print(
         f"\nLook further:\n"
         f"  tamis results {key} --verdict accepted\n"
@@ -74,7 +74,7 @@ def run_demo(database: str | None, *, count: int, seed: int, console: "Console")
         "  tamis ui                      the runs in the Prefect UI\n"
         "  tamis init my-screen          a screen file of your own",
     )
-    return 0 if finished["pending"] == finished["failed"] == 0 else 3
+    return 0 if finished.pending == finished.failed == 0 else 3
 
 
 def largest_alone(cascade: "Screen") -> "Screen":

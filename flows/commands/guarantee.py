@@ -3,7 +3,7 @@
 import getpass
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +27,7 @@ from flows.commands.console import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from flows.guarantee.thresholds import RunConsequences
 
 CODES = {
     "certified": DONE,
@@ -214,8 +214,8 @@ def decide(
         print_json(finished)
     else:
         show(finished, out)
-        if finished["pending"]:
-            out.print(f"{finished['pending']:,} wait for a model; go on with: tamis run FILE")
+        if finished.pending:
+            out.print(f"{finished.pending:,} wait for a model; go on with: tamis run FILE")
 
 
 @app.command(epilog="Example: `tamis reliability monday --plot scores.svg`")
@@ -259,33 +259,33 @@ def reliability(
         print_rows(bars(one), False, empty="")
 
 
-def _show_consequences(found: dict[str, Any]) -> None:
+def _show_consequences(found: "RunConsequences") -> None:
     names = ("reached", "promoted", "accepted", "rejected", "review", "pending")
     rows = [
         {
-            "tier": tier["tier"],
+            "tier": tier.tier,
             **{
-                name: f"{tier['before'][name]:,} -> {tier['after'][name]:,}"
-                if tier["before"][name] != tier["after"][name]
-                else f"{tier['after'][name]:,}"
+                name: f"{tier.before[name]:,} -> {tier.after[name]:,}"
+                if tier.before[name] != tier.after[name]
+                else f"{tier.after[name]:,}"
                 for name in names
             },
-            "to judge": tier["to_judge"],
-            "usd": tier["usd"],
+            "to judge": tier.to_judge,
+            "usd": tier.usd,
         }
-        for tier in found["tiers"]
+        for tier in found.tiers
     ]
     print_rows(rows, False, empty="")
-    bound = found["certified_recall"]
+    bound = found.certified_recall
     out.print(
         "no certificate covers these thresholds"
         if bound is None
         else f"certified recall: >= {bound:.4f}"
     )
-    if found["not_covered"]:
-        out.print(found["not_covered"])
-    flips = ", ".join(f"{count:,} {name}" for name, count in found["flips"].items())
+    if found.not_covered:
+        out.print(found.not_covered)
+    flips = ", ".join(f"{count:,} {name}" for name, count in found.flips.items())
     out.print(f"verdicts that change: {flips or 'none'}")
-    print_rows(found["candidates"][:SHOWN], False, empty="")
-    if len(found["candidates"]) > SHOWN:
-        out.print(f"{len(found['candidates']) - SHOWN:,} more with --json")
+    print_rows(found.candidates[:SHOWN], False, empty="")
+    if len(found.candidates) > SHOWN:
+        out.print(f"{len(found.candidates) - SHOWN:,} more with --json")

@@ -3,6 +3,7 @@
 import csv
 import getpass
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -109,8 +110,12 @@ def label_agreement(
     if as_json:
         print_json(found)
         return
-    print_rows(found["pairs"], False, empty="no two people have labelled the same candidate")
-    print_rows(_even(found["disputes"]), False, empty="no disputes")
+    print_rows(
+        [asdict(pair) for pair in found.pairs],
+        False,
+        empty="no two people have labelled the same candidate",
+    )
+    print_rows(_even(found.disputes), False, empty="no disputes")
 
 
 def _write_sheet(stream: TextIO, rows: list[dict[str, str]]) -> None:

@@ -2,11 +2,13 @@
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from flows.commands.console import DONE, UNFINISHED, UNKEPT, err, open_store, settings
 
 if TYPE_CHECKING:
+    from flows.report.summary import Summary
     from tiers.screenfile.file import Screen
 
 
@@ -17,7 +19,7 @@ def screen_once(
     key: str | None = None,
     limit: int | None = None,
     allow_shrink: bool = False,
-) -> dict[str, Any]:
+) -> "Summary":
     """Run the flow in this process and return its summary, finished or stopped.
 
     `seconds` in it are those that the run was worked on, over all resumes; `whole_seconds` what
@@ -49,12 +51,12 @@ def screen_once(
             raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     store = open_store(url)
     finished = summary(store, store.runs.find(chosen))
-    return {**finished, "whole_seconds": round(time.monotonic() - began, 3)}
+    return replace(finished, whole_seconds=round(time.monotonic() - began, 3))
 
 
-def exit_code(finished: dict[str, Any]) -> int:
+def exit_code(finished: "Summary") -> int:
     """The exit code of `tamis run` for a run's summary."""
-    unfinished = finished["failed"] or finished["pending"] or finished["state"] == "stopped"
-    if finished["state"] == "alarm":
+    unfinished = finished.failed or finished.pending or finished.state == "stopped"
+    if finished.state == "alarm":
         return UNKEPT
     return UNFINISHED if unfinished else DONE

@@ -46,7 +46,7 @@ def run(
         print_json(finished)
     else:
         show(finished, out)
-        _next_steps(finished["run"], same_database(database))
+        _next_steps(finished.run, same_database(database))
     raise typer.Exit(exit_code(finished))
 
 

@@ -1,7 +1,7 @@
 """What audits say: the recall of a run, and whether the promise still holds over runs."""
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 from db.store import Audited, Run, Store
 from tiers.calibration.evalues import Audit, audit_interval, drift
@@ -11,12 +11,55 @@ PROOF = 1e300
 """Stands for endless evidence, which JSON has no word for."""
 
 
-def audit_of(store: Store, run: Run) -> dict[str, Any] | None:
-    """What the run's audit found; None where its screen has none, or the run has nobody.
+@dataclass(frozen=True)
+class TierAudit:
+    """What an audit found among one tier's rejects."""
 
-    `recall` is (low, high) at the promise's confidence, and None until all have answered.
-    `evidence` against the promise is None where thresholds are not certified, or until then.
-    """
+    tier: str
+    rejects: int
+    audited: int
+    found: int
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """What an audit found in one run."""
+
+    share: float
+    """Of the rejects that the last tier is asked about all the same."""
+    confidence: float
+    target: float
+    kept: int
+    rejects: int
+    audited: int
+    found: int
+    waiting: int
+    recall: tuple[float, float] | None
+    """Lowest and highest at the promise's confidence; None until all have answered."""
+    runs: int
+    """By the same certificate, this one included."""
+    evidence: float | None
+    """Against the promise; None where thresholds are not certified, or until all have answered."""
+    alarm_at: float
+    alarm: bool
+    tiers: list[TierAudit]
+
+
+@dataclass(frozen=True)
+class PromiseAudit:
+    """One of the audits of a promise, run by run."""
+
+    run: str
+    rejects: int
+    audited: int
+    found: int
+    recall: tuple[float, float]
+    evidence: float
+    """Against the promise by this run and those before it."""
+
+
+def audit_of(store: Store, run: Run) -> RunAudit | None:
+    """What the run's audit found; None where its screen has none, or the run has nobody."""
     section = _audited(run)
     if section is None:
         return None
@@ -26,34 +69,29 @@ def audit_of(store: Store, run: Run) -> dict[str, Any] | None:
     names = [tier["name"] for tier in run.config["tiers"]]
     series = audits_of_promise(store, run)
     audit = _whole(mine)
-    return {
-        "share": section.audit,
-        "confidence": section.confidence,
-        "target": section.recall,
-        "kept": sum(row.kept for row in mine),
-        "rejects": sum(row.rejects for row in mine),
-        "audited": sum(row.audited for row in mine),
-        "found": sum(row.found for row in mine),
-        "waiting": sum(row.waiting for row in mine),
-        "recall": None if audit is None else audit_interval(audit, section.delta),
-        "runs": len(series),
-        "evidence": series[-1]["evidence"] if series and audit is not None else None,
-        "alarm_at": 1 / section.delta,
-        "alarm": any(one["evidence"] >= 1 / section.delta for one in series),
-        "tiers": [
-            {
-                "tier": names[row.position],
-                "rejects": row.rejects,
-                "audited": row.audited,
-                "found": row.found,
-            }
+    return RunAudit(
+        share=float(section.audit or 0.0),
+        confidence=section.confidence,
+        target=section.target,
+        kept=sum(row.kept for row in mine),
+        rejects=sum(row.rejects for row in mine),
+        audited=sum(row.audited for row in mine),
+        found=sum(row.found for row in mine),
+        waiting=sum(row.waiting for row in mine),
+        recall=None if audit is None else audit_interval(audit, section.delta),
+        runs=len(series),
+        evidence=series[-1].evidence if series and audit is not None else None,
+        alarm_at=1 / section.delta,
+        alarm=any(one.evidence >= 1 / section.delta for one in series),
+        tiers=[
+            TierAudit(names[row.position], row.rejects, row.audited, row.found)
             for row in mine
             if row.position < len(names) - 1
         ],
-    }
+    )
 
 
-def audits_of_promise(store: Store, run: Run) -> list[dict[str, Any]]:
+def audits_of_promise(store: Store, run: Run) -> list[PromiseAudit]:
     """The audits of this run and of those before it by the same certificate, oldest first."""
     section = _audited(run)
     if section is None:
@@ -68,14 +106,14 @@ def audits_of_promise(store: Store, run: Run) -> list[dict[str, Any]]:
     ]
     reached = drift([audit for _, audit in whole], section.target)
     return [
-        {
-            "run": key,
-            "rejects": audit.rejects,
-            "audited": audit.audited,
-            "found": audit.lost_positives,
-            "recall": audit_interval(audit, section.delta),
-            "evidence": min(float(evidence), PROOF),
-        }
+        PromiseAudit(
+            key,
+            audit.rejects,
+            audit.audited,
+            audit.lost_positives,
+            audit_interval(audit, section.delta),
+            min(float(evidence), PROOF),
+        )
         for (key, audit), evidence in zip(whole, reached, strict=True)
     ]
 
@@ -83,14 +121,14 @@ def audits_of_promise(store: Store, run: Run) -> list[dict[str, Any]]:
 def alarm_of(store: Store, run: Run) -> str | None:
     """Why the promise is in doubt and what to do; None while it is not."""
     found = audit_of(store, run)
-    if found is None or not found["alarm"]:
+    if found is None or not found.alarm:
         return None
-    evidence = max(one["evidence"] for one in audits_of_promise(store, run))
+    evidence = max(one.evidence for one in audits_of_promise(store, run))
     return (
-        f"recall >= {found['target']:g} is in doubt: the audits of {found['runs']:,} runs weigh "
-        f"{_weight(evidence)} against it, and {found['alarm_at']:g} is the alarm; either "
+        f"recall >= {found.target:g} is in doubt: the audits of {found.runs:,} runs weigh "
+        f"{_weight(evidence)} against it, and {found.alarm_at:g} is the alarm; either "
         "candidates are no longer like those that were calibrated on, or the calibration was one "
-        f"of those that miss its target without any change (up to {1 / found['alarm_at']:.2g} of "
+        f"of those that miss its target without any change (up to {1 / found.alarm_at:.2g} of "
         "them do): calibrate again: tamis calibrate FILE"
     )
 
@@ -102,40 +140,40 @@ def alarm_page(store: Store, run: Run, alarm: str) -> str:
     )
 
 
-def in_words(found: dict[str, Any]) -> str:
+def in_words(found: RunAudit) -> str:
     """An audit in one sentence."""
-    if found["recall"] is None:
-        return f"audit: {found['waiting']:,} answers are awaited"
-    if not found["rejects"]:
+    if found.recall is None:
+        return f"audit: {found.waiting:,} answers are awaited"
+    if not found.rejects:
         return "audit: nobody was rejected, so nobody was asked about"
     asked = (
-        f"audit: {found['audited']:,} of {found['rejects']:,} rejects were asked about all the "
-        f"same, {found['found']:,} found"
+        f"audit: {found.audited:,} of {found.rejects:,} rejects were asked about all the "
+        f"same, {found.found:,} found"
     )
-    low, high = found["recall"]
-    return f"{asked}; recall {low:.4f} to {high:.4f} with confidence {found['confidence']:g}"
+    low, high = found.recall
+    return f"{asked}; recall {low:.4f} to {high:.4f} with confidence {found.confidence:g}"
 
 
-def table_of(found: dict[str, Any]) -> list[str]:
+def table_of(found: RunAudit) -> list[str]:
     """An audit tier by tier, in markdown."""
     return [
         "| tier | rejects | audited | found |",
         "|---|---:|---:|---:|",
         *(
-            f"| {one['tier']} | {one['rejects']:,} | {one['audited']:,} | {one['found']:,} |"
-            for one in found["tiers"]
+            f"| {one.tier} | {one.rejects:,} | {one.audited:,} | {one.found:,} |"
+            for one in found.tiers
         ),
     ]
 
 
-def series_table(series: list[dict[str, Any]]) -> list[str]:
+def series_table(series: list[PromiseAudit]) -> list[str]:
     """The audits of one promise, in markdown."""
     return [
         "| run | rejects | audited | found | recall | evidence against the promise |",
         "|---|---:|---:|---:|---|---:|",
         *(
-            f"| {one['run']} | {one['rejects']:,} | {one['audited']:,} | {one['found']:,} | "
-            f"{one['recall'][0]:.4f} to {one['recall'][1]:.4f} | {_weight(one['evidence'])} |"
+            f"| {one.run} | {one.rejects:,} | {one.audited:,} | {one.found:,} | "
+            f"{one.recall[0]:.4f} to {one.recall[1]:.4f} | {_weight(one.evidence)} |"
             for one in series
         ),
     ]

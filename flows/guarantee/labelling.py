@@ -4,9 +4,9 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -165,8 +165,32 @@ def ask_in_turn(
     return len(told)
 
 
-def agreement(store: Store, run: Run) -> dict[str, Any]:
-    """How far reviewers agree, pair by pair, and whom they disagree about."""
+@dataclass(frozen=True)
+class PairAgreement:
+    """How far two reviewers agree."""
+
+    first: str
+    second: str
+    common: int
+    """Candidates that both have answered with yes or no."""
+    agree: float
+    """The share of them with equal answers."""
+    kappa: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the reviewers of a run agree: the JSON of `tamis label agreement`."""
+
+    reviewers: dict[str, int]
+    """How many labels each has given."""
+    pairs: list[PairAgreement]
+    disputes: list[dict[str, str]]
+    """Candidates with different answers: key, how it was settled, and each reviewer's answer."""
+
+
+def agreement(store: Store, run: Run) -> Agreement:
+    """How far reviewers agree, pair by pair, and which candidates they disagree about."""
     labels = _people(store, definition_of(run))
     keys = _keys(store, run)
     by_text: dict[int, dict[str, bool]] = {}
@@ -174,13 +198,10 @@ def agreement(store: Store, run: Run) -> dict[str, Any]:
         if label.answer is not None and label.text_id in keys:
             by_text.setdefault(label.text_id, {})[label.reviewer] = label.answer
     undecided = set(disputes(labels))
-    return {
-        "reviewers": {
-            name: sum(label.reviewer == name for label in labels)
-            for name in sorted({label.reviewer for label in labels})
-        },
-        "pairs": list(_pairs(by_text.values())),
-        "disputes": [
+    return Agreement(
+        reviewers=dict(sorted(Counter(label.reviewer for label in labels).items())),
+        pairs=list(_pairs(by_text.values())),
+        disputes=[
             {
                 "key": keys[text_id],
                 "settled": "no" if text_id in undecided else "by majority",
@@ -189,22 +210,17 @@ def agreement(store: Store, run: Run) -> dict[str, Any]:
             for text_id, answers in by_text.items()
             if len(set(answers.values())) > 1
         ],
-    }
+    )
 
 
-def _pairs(answers: Iterable[dict[str, bool]]) -> Iterator[dict[str, Any]]:
+def _pairs(answers: Iterable[dict[str, bool]]) -> Iterator[PairAgreement]:
     rows = list(answers)
     for first, second in combinations(sorted({name for row in rows for name in row}), 2):
         both = [(row[first], row[second]) for row in rows if first in row and second in row]
         if both:
             one, other = (np.array(column, np.bool_) for column in zip(*both, strict=True))
-            yield {
-                "first": first,
-                "second": second,
-                "common": len(both),
-                "agree": float(np.mean(one == other)),
-                "kappa": cohen_kappa(one, other),
-            }
+            agree = float(np.mean(one == other))
+            yield PairAgreement(first, second, len(both), agree, cohen_kappa(one, other))
 
 
 def _queue(calibration: Calibration, reviewer: str) -> list[int]:

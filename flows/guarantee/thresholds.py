@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from db.store import Change, Run, Store, StoreError, Version, what_if
+from db.store import Change, Run, Spent, Step, Store, StoreError, Version, what_if
 from flows.guarantee.certificate import bound_of
 from flows.guarantee.state import not_covered
 from tiers.calibration.calibrator import Thresholds
@@ -38,35 +39,73 @@ def change_of(
     return version.position, Change(low, high)
 
 
-def consequences(store: Store, run: Run, position: int, change: Change) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TierConsequences:
+    """What other thresholds would do at one tier."""
+
+    tier: str
+    before: dict[str, Any]
+    """Candidates by what became of them: `db.what_if.Step`."""
+    after: dict[str, Any]
+    to_judge: int
+    more_to_judge: int
+    """Than wait there anyway."""
+    usd: float | None
+    """What judging them would cost; None where nothing is known of that."""
+
+
+@dataclass(frozen=True)
+class RunConsequences:
+    """What other thresholds of one tier would do to a run: the JSON of `tamis what-if`."""
+
+    run: str
+    tier: str
+    reject_below: float | None
+    accept_above: float | None
+    tiers: list[TierConsequences]
+    certified_recall: float | None
+    """What the certificate's labels say of the new thresholds; None where it says nothing."""
+    not_covered: str | None
+    """Why the certificate is about other candidates."""
+    flips: dict[str, int]
+    """Verdicts that change, counted by kind."""
+    candidates: list[dict[str, Any]]
+    """Those that change: `db.what_if.Flip`."""
+
+
+def consequences(store: Store, run: Run, position: int, change: Change) -> RunConsequences:
     """What other thresholds would do to a run, from stored scores."""
     found = what_if(store.engine, run.id, {position: change})
-    spent = store.tiers.spent(run.id)
-    tiers = []
-    for before, after, paid in zip(found.before, found.after, spent, strict=True):
-        more = max(after.pending - before.pending, 0)
-        each = None if paid.usd is None or not paid.judged else paid.usd / paid.judged
-        tiers.append(
-            {
-                "tier": before.tier,
-                "before": before._asdict(),
-                "after": after._asdict(),
-                "to_judge": after.pending,
-                "more_to_judge": more,
-                "usd": None if each is None else round(each * after.pending, 6),
-            }
+    tiers = [
+        _at_tier(before, after, paid)
+        for before, after, paid in zip(
+            found.before, found.after, store.tiers.spent(run.id), strict=True
         )
+    ]
     certificate = store.policies.certificate(run.id)
-    return {
-        "run": run.key,
-        "tier": found.before[position].tier,
-        **change._asdict(),
-        "tiers": tiers,
-        "certified_recall": _bound(store, run, {position: change}),
-        "not_covered": None if certificate is None else not_covered(store, run, certificate),
-        "flips": Counter(f"{one.was} -> {one.would_be}" for one in found.flips),
-        "candidates": [one._asdict() for one in found.flips],
-    }
+    return RunConsequences(
+        run=run.key,
+        tier=found.before[position].tier,
+        reject_below=change.reject_below,
+        accept_above=change.accept_above,
+        tiers=tiers,
+        certified_recall=_bound(store, run, {position: change}),
+        not_covered=None if certificate is None else not_covered(store, run, certificate),
+        flips=dict(Counter(f"{one.was} -> {one.would_be}" for one in found.flips)),
+        candidates=[one._asdict() for one in found.flips],
+    )
+
+
+def _at_tier(before: Step, after: Step, paid: Spent) -> TierConsequences:
+    each = None if paid.usd is None or not paid.judged else paid.usd / paid.judged
+    return TierConsequences(
+        before.tier,
+        before._asdict(),
+        after._asdict(),
+        to_judge=after.pending,
+        more_to_judge=max(after.pending - before.pending, 0),
+        usd=None if each is None else round(each * after.pending, 6),
+    )
 
 
 def certified_now(store: Store, run: Run) -> float | None:

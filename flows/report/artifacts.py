@@ -1,6 +1,7 @@
 """What a run leaves in the Prefect UI: progress, the funnel, a report."""
 
 import time
+from dataclasses import asdict
 
 from db.store import Run, Store
 from flows.guarantee.audit import alarm_of, alarm_page
@@ -15,7 +16,11 @@ def publish(store: Store, run: Run) -> None:
     record = current()
     finished = summary(store, run)
     record.say(f"{account_line(finished)}; {cost_words(finished)}")
-    record.table(f"{run.screen}-{run.key}-funnel", f"Funnel of {run.key}", finished["tiers"])
+    record.table(
+        f"{run.screen}-{run.key}-funnel",
+        f"Funnel of {run.key}",
+        [asdict(tier) for tier in finished.tiers],
+    )
     record.page(f"{run.screen}-{run.key}-report", f"Report of {run.key}", markdown(finished))
     if (alarm := alarm_of(store, run)) is not None:
         page = alarm_page(store, run, alarm)

@@ -1,7 +1,6 @@
 """Look before the leap: what a screen would ask, of which models, in how many tokens."""
 
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -16,73 +15,94 @@ from tiers.tier import Job, job_of
 from tiers.types import TierError
 
 
-def inspect_screen(definition: Screen) -> dict[str, Any]:
-    """The files, the first candidate, and for each tier its model, prompt and tokens.
+@dataclass(frozen=True)
+class File:
+    """A file of candidates."""
 
-    A problem with one part is listed under `problems` and does not hide the others.
-    """
-    problems: list[str] = []
-    found: dict[str, Any] = {
-        "screen": definition.screen,
-        "files": [],
-        "candidate": None,
-        "tiers": [],
-        "problems": problems,
-    }
+    name: str
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class TierInspection:
+    """What one tier would do with the first candidate."""
+
+    name: str
+    model: str
+    prompt: str | None
+    shared_tokens: int | None
+    """Tokens that all candidates share; None where the server counts them."""
+    own_tokens: int | None
+    key: str | None
+    """Which variable goes to which hosts as the key, in words."""
+    price: str | None
+
+
+@dataclass
+class ScreenInspection:
+    """What a screen would ask: the JSON of `tamis check`."""
+
+    screen: str
+    files: list[File] = field(default_factory=list)
+    candidate: dict[str, str] | None = None
+    """Key and text of the first one."""
+    tiers: list[TierInspection] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What is wrong; a problem with one part does not hide the others."""
+
+
+def inspect_screen(definition: Screen) -> ScreenInspection:
+    """The files, the first candidate, and for each tier its model, prompt and tokens."""
+    found = ScreenInspection(definition.screen)
     text = ""
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
     try:
-        found["files"] = [_file(path) for path in source_files(definition.candidates.source)]
+        found.files = [
+            File(str(path), round(path.stat().st_size / 1e6, 3))
+            for path in source_files(definition.candidates.source)
+        ]
         key, text = first_text(definition.candidates)
-        found["candidate"] = {"key": key, "text": text}
+        found.candidate = {"key": key, "text": text}
     except ScreenError as error:
-        problems += error.problems
+        found.problems += error.problems
     try:
         check_prices(definition)
     except TierError as error:
-        problems.append(str(error))
+        found.problems.append(str(error))
     for position in range(len(definition.tiers)):
         job = job_of(definition, position)
         try:
-            found["tiers"].append(_tier(job, text))
+            seen = inspect(job, text)._asdict()
+            found.tiers.append(TierInspection(job.config.name, **seen, price=_price(job)))
         except TierError as error:
-            problems.append(f"tiers[{position}]: {error}")
+            found.problems.append(f"tiers[{position}]: {error}")
     return found
 
 
-def show_inspection(found: dict[str, Any], console: Console) -> None:
+def show_inspection(found: ScreenInspection, console: Console) -> None:
     """Print an inspection for people."""
-    for file in found["files"]:
-        console.print(f"file   {file['name']}, {file['megabytes']:,.1f} MB")
-    if found["candidate"]:
-        console.print(f"first  candidate {found['candidate']['key']}")
-    for tier in found["tiers"]:
-        console.print(f"\ntier {tier['name']}: {tier['model']}", style="bold")
-        if tier["price"] is not None:
-            console.print(f"price {tier['price']}")
-        if tier["key"] is not None:
-            console.print(f"key {tier['key']}")
-        if tier["prompt"] is None:
+    for file in found.files:
+        console.print(f"file   {file.name}, {file.megabytes:,.1f} MB")
+    if found.candidate:
+        console.print(f"first  candidate {found.candidate['key']}")
+    for tier in found.tiers:
+        console.print(f"\ntier {tier.name}: {tier.model}", style="bold")
+        if tier.price is not None:
+            console.print(f"price {tier.price}")
+        if tier.key is not None:
+            console.print(f"key {tier.key}")
+        if tier.prompt is None:
             continue
-        if tier["shared_tokens"] is not None:
+        if tier.shared_tokens is not None:
             console.print(
-                f"{tier['shared_tokens']:,} tokens shared by all candidates, "
-                f"{tier['own_tokens']:,} of this one"
+                f"{tier.shared_tokens:,} tokens shared by all candidates, "
+                f"{tier.own_tokens:,} of this one"
             )
-        console.print(tier["prompt"], style="dim")
-    for problem in found["problems"]:
+        console.print(tier.prompt, style="dim")
+    for problem in found.problems:
         console.print(problem, style="red")
-    if not found["problems"]:
+    if not found.problems:
         console.print("\nall is well", style="green")
-
-
-def _file(path: Path) -> dict[str, Any]:
-    return {"name": str(path), "megabytes": round(path.stat().st_size / 1e6, 3)}
-
-
-def _tier(job: Job, text: str) -> dict[str, Any]:
-    inspection = inspect(job, text)
-    return {"name": job.config.name, **inspection._asdict(), "price": _price(job)}
 
 
 def _price(job: Job) -> str | None:

@@ -1,13 +1,13 @@
 """What a run amounts to: one JSON object, a table for people, a page for the Prefect UI."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from db.store import BatchState, FunnelRow, Run, RunState, RunStatus, Store
-from flows.guarantee.audit import audit_of, in_words, table_of
+from flows.guarantee.audit import RunAudit, audit_of, in_words, table_of
 from flows.owner import state_of
 from flows.terminal import number
 
@@ -16,39 +16,92 @@ ALWAYS = ("judged", "promoted", "accepted", "rejected")
 """Columns that a table for people shows even where all is zero."""
 COUNTS = ("judged", "reused", "promoted", *OUTCOMES)
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
-REASONING = "reasoning_tokens"
+SENT = (BatchState.SUBMITTED, BatchState.ENDED)
 
 
-def summary(store: Store, run: Run) -> dict[str, Any]:
-    """The run in one JSON object.
+@dataclass(frozen=True)
+class Rows:
+    """Rows of input: all that were read, those that repeat another, those that are unreadable."""
 
-    `usd` is None where the price is not known, and lacks the candidates that are `out` in batches.
-    """
+    read: int
+    duplicate: int
+    bad: int
+
+
+@dataclass(frozen=True)
+class TierSummary:
+    """One tier's part of the summary: candidates, tokens, working seconds, dollars."""
+
+    name: str
+    judged: int
+    reused: int
+    promoted: int
+    accepted: int
+    rejected: int
+    review: int
+    failed: int
+    pending: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    seconds: float
+    usd: float | None
+    """None where a price is not known."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run amounts to: the JSON of `tamis run` and `tamis status`."""
+
+    run: str
+    screen: str
+    state: str
+    reason: str | None
+    candidates: int
+    accepted: int
+    rejected: int
+    review: int
+    failed: int
+    pending: int
+    rows: Rows
+    seconds: float
+    """Working time over all resumes."""
+    usd: float | None
+    """None where a price is not known; lacks the candidates that are `out`."""
+    out: int
+    """Candidates in batches that a server works on."""
+    tiers: list[TierSummary]
+    audit: RunAudit | None
+    whole_seconds: float | None = None
+    """From the start of the command to its end, where a command has just run it."""
+
+
+def summary(store: Store, run: Run) -> Summary:
+    """The run as it stands."""
     status = store.runs.status(run.id)
-    tiers = [tier_summary(row) for row in store.results.funnel(run.id)]
-    costs = [tier["usd"] for tier in tiers]
-    return {
-        "run": run.key,
-        "screen": run.screen,
-        "state": str(state_of(status)),
-        "reason": status.reason or _why_interrupted(status),
-        "candidates": status.account.candidates,
-        **{name: getattr(status.account, name) for name in OUTCOMES},
-        "rows": {
-            "read": status.rows_read,
-            "duplicate": status.rows_duplicate,
-            "bad": status.account.bad_rows,
-        },
-        "seconds": round(status.seconds, 3),
-        "usd": None if None in costs else round(sum(costs), 6),
-        "out": sum(
-            batch.lines
-            for batch in store.batches.all(run.id, open_only=True)
-            if batch.state is not BatchState.PREPARED
-        ),
-        "tiers": tiers,
-        "audit": audit_of(store, run),
-    }
+    account = status.account
+    tiers = [_tier_summary(row) for row in store.results.funnel(run.id)]
+    costs = [tier.usd for tier in tiers if tier.usd is not None]
+    out = [one for one in store.batches.all(run.id, open_only=True) if one.state in SENT]
+    return Summary(
+        run=run.key,
+        screen=run.screen,
+        state=str(state_of(status)),
+        reason=status.reason or _why_interrupted(status),
+        candidates=account.candidates,
+        accepted=account.accepted,
+        rejected=account.rejected,
+        review=account.review,
+        failed=account.failed,
+        pending=account.pending,
+        rows=Rows(status.rows_read, status.rows_duplicate, account.bad_rows),
+        seconds=round(status.seconds, 3),
+        usd=None if len(costs) < len(tiers) else round(sum(costs), 6),
+        out=sum(batch.lines for batch in out),
+        tiers=tiers,
+        audit=audit_of(store, run),
+    )
 
 
 def _why_interrupted(status: RunStatus) -> str | None:
@@ -57,55 +110,56 @@ def _why_interrupted(status: RunStatus) -> str | None:
     return "its process is gone; run the same command again to go on"
 
 
-def tier_summary(row: FunnelRow) -> dict[str, Any]:
-    """One tier's part of the summary."""
-    return {
-        "name": row.tier,
-        **{name: getattr(row, name) for name in (*COUNTS, *TOKENS, REASONING)},
-        "seconds": round(row.seconds, 3),
-        "usd": None if row.usd is None else round(row.usd, 6),
-    }
+def _tier_summary(row: FunnelRow) -> TierSummary:
+    return TierSummary(
+        row.tier,
+        **{name: getattr(row, name) for name in (*COUNTS, *TOKENS, "reasoning_tokens")},
+        seconds=round(row.seconds, 3),
+        usd=None if row.usd is None else round(row.usd, 6),
+    )
 
 
-def show(finished: dict[str, Any], console: Console) -> None:
+def show(finished: Summary, console: Console) -> None:
     """The funnel as a table, with the sum that shows that nobody is lost."""
-    tiers = finished["tiers"]
+    tiers = finished.tiers
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("tier")
-    shown = [name for name in COUNTS if name in ALWAYS or any(tier[name] for tier in tiers)]
-    priced = any(tier["usd"] for tier in tiers)
+    shown = [
+        name for name in COUNTS if name in ALWAYS or any(getattr(tier, name) for tier in tiers)
+    ]
+    priced = any(tier.usd for tier in tiers)
     for name in (*shown, "tokens", "cached", "written", "seconds", *(["usd"] if priced else [])):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for tier in tiers:
-        share = tier["cached_tokens"] / max(tier["prompt_tokens"], 1)
+        share = tier.cached_tokens / max(tier.prompt_tokens, 1)
         table.add_row(
-            tier["name"],
-            *(f"{tier[name]:,}" for name in shown),
-            f"{tier['prompt_tokens']:,}",
+            tier.name,
+            *(f"{getattr(tier, name):,}" for name in shown),
+            f"{tier.prompt_tokens:,}",
             f"{share:.0%}",
-            f"{tier['completion_tokens']:,}",
-            f"{tier['seconds']:,.1f}",
-            *([_usd(tier["usd"])] if priced else []),
+            f"{tier.completion_tokens:,}",
+            f"{tier.seconds:,.1f}",
+            *([_usd(tier.usd)] if priced else []),
         )
-    why = f", {finished['reason']}" if finished["reason"] else ""
-    console.print(f"run {finished['run']}: {finished['state']}{why}", style="bold")
+    why = f", {finished.reason}" if finished.reason else ""
+    console.print(f"run {finished.run}: {finished.state}{why}", style="bold")
     console.print(table)
-    money = f"; {_usd(finished['usd'])} USD" if priced else ""
-    whole = finished.get("whole_seconds")
-    times = f"{finished['seconds']:,.1f} s of work"
+    money = f"; {_usd(finished.usd)} USD" if priced else ""
+    whole = finished.whole_seconds
+    times = f"{finished.seconds:,.1f} s of work"
     if whole is not None:
         times += f", {whole:,.1f} s from start to end"
     console.print(f"{account_line(finished)}; {times}{money}")
-    if finished["out"]:
-        console.print(f"{finished['out']:,} are out in batches, not counted in the cost so far")
-    if finished["audit"]:
-        console.print(in_words(finished["audit"]))
-    rows = finished["rows"]
-    if rows["bad"] or rows["duplicate"]:
-        look = '; tamis sql "SELECT line, reason FROM bad_row"' if rows["bad"] else ""
+    if finished.out:
+        console.print(f"{finished.out:,} are out in batches, not counted in the cost so far")
+    if finished.audit:
+        console.print(in_words(finished.audit))
+    rows = finished.rows
+    if rows.bad or rows.duplicate:
+        look = '; tamis sql "SELECT line, reason FROM bad_row"' if rows.bad else ""
         console.print(
-            f"{rows['read']:,} rows read, {rows['duplicate']:,} of them repeated and "
-            f"{rows['bad']:,} unreadable{look}"
+            f"{rows.read:,} rows read, {rows.duplicate:,} of them repeated and "
+            f"{rows.bad:,} unreadable{look}"
         )
 
 
@@ -116,33 +170,33 @@ def _usd(dollars: float | None) -> str:
     return number(dollars) if dollars else "0.00"
 
 
-def cost_words(finished: dict[str, Any]) -> str:
+def cost_words(finished: Summary) -> str:
     """Time and money, in words."""
-    return f"{finished['seconds']:,.1f} s in all; {_usd(finished['usd'])} USD"
+    return f"{finished.seconds:,.1f} s in all; {_usd(finished.usd)} USD"
 
 
-def account_line(finished: dict[str, Any]) -> str:
+def account_line(finished: Summary) -> str:
     """The sum of all outcomes, in words."""
-    parts = " + ".join(f"{finished[name]:,} {name}" for name in OUTCOMES)
-    return f"{finished['candidates']:,} candidates = {parts}"
+    parts = " + ".join(f"{getattr(finished, name):,} {name}" for name in OUTCOMES)
+    return f"{finished.candidates:,} candidates = {parts}"
 
 
-def markdown(finished: dict[str, Any]) -> str:
+def markdown(finished: Summary) -> str:
     """The report that the Prefect UI shows."""
     header = ["tier", *COUNTS, "prompt tokens", "of which cached", "written", "seconds", "USD"]
     lines = [
-        f"# {finished['screen']}: run {finished['run']}",
+        f"# {finished.screen}: run {finished.run}",
         "",
         account_line(finished),
         "",
         f"| {' | '.join(header)} |",
         "|---|" + "---:|" * (len(header) - 1),
     ]
-    for tier in finished["tiers"]:
-        cells = [f"{tier[name]:,}" for name in (*COUNTS, *TOKENS)]
-        cells += [f"{tier['seconds']:,.1f}", _usd(tier["usd"])]
-        lines.append(f"| {tier['name']} | {' | '.join(cells)} |")
-    if finished["audit"]:
-        lines += ["", in_words(finished["audit"]), "", *table_of(finished["audit"])]
-    asks = [f"tamis results {finished['run']}", f"tamis explain {finished['run']} KEY"]
+    for tier in finished.tiers:
+        cells = [f"{getattr(tier, name):,}" for name in (*COUNTS, *TOKENS)]
+        cells += [f"{tier.seconds:,.1f}", _usd(tier.usd)]
+        lines.append(f"| {tier.name} | {' | '.join(cells)} |")
+    if finished.audit:
+        lines += ["", in_words(finished.audit), "", *table_of(finished.audit)]
+    asks = [f"tamis results {finished.run}", f"tamis explain {finished.run} KEY"]
     return "\n".join([*lines, "", "Look further:", "", "```", *asks, "```"])

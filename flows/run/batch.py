@@ -90,7 +90,7 @@ class BatchRun:
         """Say what is out, and how the tier stands."""
         still_open = self._open()
         out = [batch for batch in still_open if batch.state is not BatchState.PREPARED]
-        gate = self._work.gate
+        admission = self._work.admission
         if out:
             lines = sum(batch.lines for batch in out)
             counted = "1 batch" if len(out) == 1 else f"{len(out)} batches"
@@ -104,9 +104,9 @@ class BatchRun:
                 f"{self._work.name}: no batch has arrived; the same command tries again",
                 self._shown,
             )
-        elif gate is not None and gate.closed:
-            say(f"{self._work.name} stopped: {gate.closed}", self._shown)
-            self._set(TierState.STOPPED, gate.closed)
+        elif admission is not None and admission.closed:
+            say(f"{self._work.name} stopped: {admission.closed}", self._shown)
+            self._set(TierState.STOPPED, admission.closed)
         else:
             self._set(TierState.DONE, None)
 
@@ -165,8 +165,8 @@ class BatchRun:
                 server.delete(batch.input_file)
 
     def _release(self, text_ids: Iterable[int]) -> None:
-        if self._work.gate is not None:
-            self._work.gate.release(text_ids)
+        if self._work.admission is not None:
+            self._work.admission.release(text_ids)
 
     def _collect(self, server: "BatchServer", batch: Batch) -> None:
         """Store the answers of a batch that ended, however it ended."""
@@ -225,11 +225,11 @@ class BatchRun:
         first = next(source, None)
         if first is None or room <= 0:
             return
-        gate = self._work.gate
-        if gate is not None:
-            if not gate.admit(first):
+        admission = self._work.admission
+        if admission is not None:
+            if not admission.admit(first):
                 return
-            gate.release([first.id])
+            admission.release([first.id])
         remark = server.probe(first.text)
         if remark is not None:
             say(f"{self._work.name}: {remark}", self._shown)
@@ -279,7 +279,7 @@ class BatchRun:
         path, size, tokens = folder / "0.jsonl", 0, 0
         text_ids: list[int] = []
         stream = path.open("wb")
-        gate = self._work.gate
+        admission = self._work.admission
         for candidate in _chain(first, rest):
             line = server.line(candidate)
             if isinstance(line, Judgement):
@@ -293,7 +293,7 @@ class BatchRun:
                 stream, text_ids, size, tokens = path.open("wb"), [], 0, 0
             if room < line[1] and (text_ids or room < self._config.enqueued_tokens):
                 break
-            if gate is not None and not gate.admit(candidate):
+            if admission is not None and not admission.admit(candidate):
                 break
             stream.write(line[0])
             text_ids.append(candidate.id)

@@ -26,7 +26,7 @@ PROMPT_CHARACTERS = 400
 """Of a prompt beside rubric and text."""
 
 
-class Purse:
+class Budget:
     """One budget, of a run or of a tier, and what is left of it. Shared by threads."""
 
     def __init__(self, limits: BudgetSection, whose: str, spent: Iterable[Spent]) -> None:
@@ -60,7 +60,7 @@ class Purse:
             if not self._working:
                 self._seconds += now - self._since
 
-    def lacks(self, usd: float, tokens: int) -> str | None:
+    def reserve(self, usd: float, tokens: int) -> str | None:
         """Take so much out, or say which limit does not allow it."""
         limits, now = self._limits, time.monotonic()
         with self._lock:
@@ -115,13 +115,17 @@ class _Reservation(NamedTuple):
 _NOTHING = _Reservation(0, 0.0, 0, None)
 
 
-class Gate:
-    """Lets a tier's candidates through as long as every purse concerned pays for them."""
+class Admission:
+    """Lets a tier's candidates through as long as every budget concerned pays for them."""
 
     def __init__(
-        self, purses: list[Purse], price: Price | None, config: ModelTierSection | None, rubric: str
+        self,
+        budgets: list[Budget],
+        price: Price | None,
+        config: ModelTierSection | None,
+        rubric: str,
     ) -> None:
-        self._purses = purses
+        self._budgets = budgets
         self._price = price
         self._shared = len(rubric) + PROMPT_CHARACTERS
         writes = config is not None and isinstance(config.ask, JsonAsk)
@@ -136,12 +140,12 @@ class Gate:
     def start(self) -> None:
         """The tier's machines work from now on."""
         hour = self._price.hour or 0.0 if self._price is not None else 0.0
-        self._meters = [purse.start(hour) for purse in self._purses]
+        self._meters = [budget.start(hour) for budget in self._budgets]
 
     def stop(self) -> None:
         """The tier's machines are no longer at work."""
-        for purse, meter in zip(self._purses, self._meters, strict=False):
-            purse.stop(meter)
+        for budget, meter in zip(self._budgets, self._meters, strict=False):
+            budget.stop(meter)
         self._meters = []
 
     def admit(self, candidate: Candidate) -> bool:
@@ -149,9 +153,9 @@ class Gate:
         if self.closed is not None:
             return False
         wanted = self._reservation(len(candidate.text), self._price)
-        for number, purse in enumerate(self._purses):
-            if (reason := purse.lacks(wanted.usd, wanted.tokens)) is not None:
-                for earlier in self._purses[:number]:
+        for number, budget in enumerate(self._budgets):
+            if (reason := budget.reserve(wanted.usd, wanted.tokens)) is not None:
+                for earlier in self._budgets[:number]:
                     earlier.settle(-wanted.usd, -wanted.tokens)
                 self.closed = reason
                 return False
@@ -161,15 +165,15 @@ class Gate:
     def hold(self, text_id: int, characters: int, price: Price | None) -> None:
         """Reserve for a text that was sent by another process, whatever is left."""
         held = self._reserved[text_id] = self._reservation(characters, price)
-        for purse in self._purses:
-            purse.settle(held.usd, held.tokens)
+        for budget in self._budgets:
+            budget.settle(held.usd, held.tokens)
 
     def release(self, text_ids: Iterable[int]) -> None:
         """Give back what was reserved for texts that get no answer."""
         for text_id in text_ids:
             held = self._reserved.pop(text_id, _NOTHING)
-            for purse in self._purses:
-                purse.settle(-held.usd, -held.tokens)
+            for budget in self._budgets:
+                budget.settle(-held.usd, -held.tokens)
 
     @property
     def reserved(self) -> tuple[float, int]:
@@ -193,8 +197,8 @@ class Gate:
                 judgement.cached_tokens,
                 judgement.completion_tokens,
             )
-            for purse in self._purses:
-                purse.settle(paid - held.usd, used - held.tokens)
+            for budget in self._budgets:
+                budget.settle(paid - held.usd, used - held.tokens)
             if judgement.prompt_tokens and held.characters:
                 rate = judgement.prompt_tokens / held.characters
                 self._rate = max(self._rate, rate) if self._told else rate
@@ -214,36 +218,36 @@ def _usd(price: Price | None, prompt: int, cached: int, completion: int) -> floa
 
 
 class Budgets:
-    """All purses of a run."""
+    """All budgets of a run."""
 
     def __init__(self, definition: Screen, store: Store, run_id: int) -> None:
         spent = store.tiers.spent(run_id)
         self._definition = definition
         self._store, self._run_id = store, run_id
-        self._gates: dict[int, Gate] = {}
-        self._run = self._purse(definition.budget, "the run's budget", spent)
+        self._admissions: dict[int, Admission] = {}
+        self._run = self._budget(definition.budget, "the run's budget", spent)
         self._tiers = [
-            self._purse(tier.budget, f"the budget of tier '{tier.name}'", [one])
+            self._budget(tier.budget, f"the budget of tier '{tier.name}'", [one])
             for tier, one in zip(definition.tiers, spent, strict=True)
         ]
 
-    def gate(self, position: int) -> Gate | None:
-        """The gate of a tier; None where nothing limits it."""
-        purses = [each for each in (self._run, self._tiers[position]) if each is not None]
-        if not purses:
+    def admission(self, position: int) -> Admission | None:
+        """The admission of a tier; None where nothing limits it."""
+        budgets = [each for each in (self._run, self._tiers[position]) if each is not None]
+        if not budgets:
             return None
         tier = self._definition.tiers[position]
         model = tier if isinstance(tier, ModelTierSection) else None
-        gate = Gate(purses, price_of(tier), model, self._definition.rubric)
+        admission = Admission(budgets, price_of(tier), model, self._definition.rubric)
         if isinstance(tier, OpenAIBatchTier):
-            self._hold_what_is_out(gate, position)
-        self._gates[position] = gate
-        return gate
+            self._hold_what_is_out(admission, position)
+        self._admissions[position] = admission
+        return admission
 
-    def _hold_what_is_out(self, gate: Gate, position: int) -> None:
+    def _hold_what_is_out(self, admission: Admission, position: int) -> None:
         """Reserve for the batches that earlier processes sent and nobody has collected."""
         for text_id, characters, price in self._store.batches.outstanding(self._run_id, position):
-            gate.hold(text_id, characters, None if price is None else Price(*price))
+            admission.hold(text_id, characters, None if price is None else Price(*price))
 
     def affordable(self, position: int, spent: Spent, characters: float) -> int | None:
         """How many candidates in all a tier's budget pays for, those it has judged included.
@@ -262,15 +266,15 @@ class Budgets:
             reply = tier.max_tokens if isinstance(tier, ModelTierSection) and writes else 1
             usd, tokens = (price.of(prompt, 0, reply) if price else 0.0), prompt + reply
         usd, tokens = usd * PROMOTED_MARGIN, tokens * PROMOTED_MARGIN
-        gate = self._gates.get(position)
-        reserved = gate.reserved if gate is not None else (0.0, 0)
+        admission = self._admissions.get(position)
+        reserved = admission.reserved if admission is not None else (0.0, 0)
         counts = [
             count
-            for purse in (self._run, self._tiers[position])
-            if purse is not None and (count := purse.pays_for(usd, tokens, reserved)) is not None
+            for budget in (self._run, self._tiers[position])
+            if budget is not None and (count := budget.pays_for(usd, tokens, reserved)) is not None
         ]
         return None if not counts else spent.judged + min(counts)
 
     @staticmethod
-    def _purse(limits: BudgetSection | None, whose: str, spent: Iterable[Spent]) -> Purse | None:
-        return None if limits is None else Purse(limits, whose, spent)
+    def _budget(limits: BudgetSection | None, whose: str, spent: Iterable[Spent]) -> Budget | None:
+        return None if limits is None else Budget(limits, whose, spent)

@@ -71,7 +71,7 @@ class Cascade:
 
     def _is_part(self, work: TierWork) -> bool:
         """Whether some of the tier's candidates are still to be asked in this run."""
-        closed = work.gate is not None and work.gate.closed is not None
+        closed = work.admission is not None and work.admission.closed is not None
         return closed or bool(self._store.batches.all(self._run.id, work.position, open_only=True))
 
     def _afford(self, position: int) -> None:
@@ -96,7 +96,7 @@ class Cascade:
             return False
         tier = self._store.results.funnel(self._run.id)[position]
         following = self._works[position + 1]
-        closed = following.gate is not None and following.gate.closed
+        closed = following.admission is not None and following.admission.closed
         return tier.rejected > 0 and tier.promoted >= before and not closed
 
     def _say_funnel(self, group: list[int]) -> None:

@@ -9,7 +9,7 @@ from db.store import Run, Store, TierState
 from flows.progress import Display, Step, say
 from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
-from flows.run.budget import Budgets, Gate
+from flows.run.budget import Admission, Budgets
 from tiers.host import open_tier
 from tiers.tier import Interruptible, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
@@ -41,7 +41,7 @@ class TierWork:
     price_id: int | None = None
     by_tokens: bool = False
     """Whether the price is one of tokens, which a server may fail to tell."""
-    gate: Gate | None = field(default=None, repr=False)
+    admission: Admission | None = field(default=None, repr=False)
     budgets: Budgets | None = field(default=None, repr=False)
     stop: Callable[[], bool] = field(default=lambda: False, repr=False)
     """Whether something else went wrong, so that no new candidate is to be begun."""
@@ -105,7 +105,7 @@ class TierRun:
 
     def finish(self) -> None:
         """Close the engine and write down how the tier stands."""
-        tier, closed = self._tier, self.work.gate and self.work.gate.closed
+        tier, closed = self._tier, self.work.admission and self.work.admission.closed
         self.close()
         self._say_remarks(tier)
         state = TierState.STOPPED if closed else TierState.DONE
@@ -127,8 +127,8 @@ class TierRun:
         if self._tier is not None:
             self._tier.close()
             self._tier = None
-            if self.work.gate is not None:
-                self.work.gate.stop()
+            if self.work.admission is not None:
+                self.work.admission.stop()
 
     def interrupt(self) -> None:
         """Have the engine, which works in another thread, leave what is under way."""
@@ -136,8 +136,8 @@ class TierRun:
             self._tier.interrupt()
 
     def _judge(self, waiting: int, stored: Callable[[], None]) -> int:
-        gate = self.work.gate
-        if gate is not None and gate.closed:
+        admission = self.work.admission
+        if admission is not None and admission.closed:
             return 0
         tier = self._open(waiting)
         after, size, judged = 0, FIRST_BLOCK, 0
@@ -159,7 +159,9 @@ class TierRun:
             if self._artifact is not None:
                 self._artifact.update(self._done, self._total)
             stored()
-            if block.last is None and not (gate is not None and block.judged and gate.reopen()):
+            if block.last is None and not (
+                admission is not None and block.judged and admission.reopen()
+            ):
                 return judged
             after = block.last or 0
             rate = block.judged / max(block.seconds, 1e-3)
@@ -176,8 +178,8 @@ class TierRun:
             self.work.store.tiers.set_state(self.work.run.id, self.work.position, TierState.RUNNING)
             began = time.monotonic()
             self._began = self._began or began
-            if self.work.gate is not None:
-                self.work.gate.start()
+            if self.work.admission is not None:
+                self.work.admission.start()
             self._tier = open_tier(self.work.job)
             self._loaded = time.monotonic() - began
         return self._tier
@@ -249,8 +251,8 @@ def record(work: TierWork, judgements: list[Judgement]) -> None:
         judgements = [one for one in judgements if one.id in known]
     if judgements:
         work.store.judgements.record(work.run.id, work.judge_id, judgements, work.price_id)
-    if work.gate is not None:
-        work.gate.settle([*judgements, *untold])
+    if work.admission is not None:
+        work.admission.settle([*judgements, *untold])
         if untold:
             raise TierError(
                 f"tier '{work.name}' stopped: its server does not tell how many tokens it charges, "
@@ -267,7 +269,7 @@ class _Reader:
 
     def __iter__(self) -> Iterator[Candidate]:
         work, page_end = self._work, self.last
-        admit = work.gate.admit if work.gate is not None else None
+        admit = work.admission.admit if work.admission is not None else None
         while page := work.store.judgements.unjudged(
             work.run.id, work.position, work.judge_id, after=page_end, limit=PAGE
         ):

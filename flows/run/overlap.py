@@ -75,7 +75,7 @@ class Overlap:
             while not self._stop.is_set():
                 ended = number == 0 or self._over[number - 1].is_set()
                 judged = tier.judge_waiting(decide.now_and_then if decide else lambda: None)
-                if ended or (work.gate is not None and work.gate.closed):
+                if ended or (work.admission is not None and work.admission.closed):
                     break
                 if not judged:
                     pause = (time.monotonic() - began) / LOOK_SHARE

@@ -126,7 +126,7 @@ def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) ->
             judge_id,
             price_ids[position],
             by_tokens=_by_tokens(definition, position, price),
-            gate=budgets.gate(position),
+            admission=budgets.admission(position),
             budgets=budgets,
         )
         for position, (judge_id, price) in enumerate(zip(judges, prices, strict=True))
