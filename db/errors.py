@@ -1,4 +1,4 @@
-"""What can go wrong with memory, said so that somebody can act on it."""
+"""What can go wrong with the database, said so that somebody can act on it."""
 
 import re
 
@@ -39,7 +39,7 @@ _REFUSED = re.compile(r"permission denied for (?:table|view|relation|sequence) (
 
 
 class StoreError(Exception):
-    """Memory cannot do what was asked: what was wrong, where, and what to do."""
+    """The database cannot do what was asked: what was wrong, where, and what to do."""
 
 
 class InputRefused(StoreError):

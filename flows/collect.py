@@ -112,7 +112,7 @@ def cancel(store: Store, batch: Batch, *, forget: bool) -> Batch:
     """Have a batch stopped; what it has answered is collected at the next visit.
 
     Args:
-        store: the memory.
+        store: the database.
         batch: the batch.
         forget: do not ask the server: its candidates are sent again.
 

@@ -53,7 +53,7 @@ def ingest(
     """Read all files into the run, in one pass and constant memory; a second time adds nothing.
 
     Args:
-        store: memory.
+        store: the database.
         run_id: the run.
         candidates: where they are, and how they are read.
         limit: read only so many rows, bad ones included; then nobody leaves the run.

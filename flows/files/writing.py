@@ -56,7 +56,7 @@ def results_of(
     """A line a candidate: ours first, then columns of the input, the same ones in every line.
 
     Args:
-        store: memory.
+        store: the database.
         run: the run.
         verdict: only these.
         limit: only so many.

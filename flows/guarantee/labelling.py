@@ -44,7 +44,7 @@ def sheet(
     """Rows to hand out, blind: no score, no outcome, nobody's answer.
 
     Args:
-        store: memory.
+        store: the database.
         run: a run of a screen with a guarantee.
         count: at least so many in the order of the draw, as far as they may be needed; by default
             what is needed next. Where a tier gives the labels, as if people gave them.
@@ -128,7 +128,7 @@ def ask_in_turn(
     """Ask one person for one label after the other, until all are told or they stop.
 
     Args:
-        store: memory.
+        store: the database.
         run: a run of a screen with a guarantee against people.
         reviewer: the person.
         ask: shows a prompt and returns what was typed.
