@@ -162,7 +162,7 @@ class Bench:
             "-m",
             "bench.http_peer",
             url,
-            home / "in.jsonl",
+            str(home / "in.jsonl"),
             str(CONCURRENCY),
         ]
 
@@ -238,6 +238,7 @@ def server(delay: int) -> Iterator[str]:
         cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
+        assert child.stdout is not None
         yield f"http://127.0.0.1:{int(child.stdout.readline())}/v1"
     finally:
         child.kill()

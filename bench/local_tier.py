@@ -149,7 +149,7 @@ def _rubric(model: Path, load: Load) -> str:
     rng = np.random.default_rng(1)
     text = " ".join(rng.choice(WORDS, 2 * load.shared))
     tokens = llm.tokenize(text.encode(), add_bos=False)[: load.shared - 4]
-    return llm.detokenize(tokens).decode()
+    return str(llm.detokenize(tokens).decode())
 
 
 def _candidates(tier: Llama, load: Load) -> list[tuple[str, list[int]]]:

@@ -73,7 +73,7 @@ def main() -> None:
     texts = [one.text for one in applicants(options.pool, options.seed)]
     began = time.perf_counter()
     scores = np.column_stack([score(screen, i, texts) for i in range(len(screen.tiers))])
-    bar = screen.tiers[-1].policy.accept_above
+    bar = screen.policy(len(screen.tiers) - 1).accept_above or 0.5
     positive = scores[:, -1] > bar  # an unreadable answer of the largest model is no yes
     print(f"{options.pool:,} applicants judged by all tiers in {time.perf_counter() - began:.0f} s")
 

@@ -155,7 +155,7 @@ def bargain(data: Data, target: float, budget: int, seed: int) -> tuple[np.ndarr
     class Labels(Oracle):
         def get_pred(self, _: Any, ids: Any) -> np.ndarray:
             self.preds_dict.update(dict.fromkeys(np.asarray(ids).tolist()))
-            return data.positive[ids].astype(int)
+            return np.asarray(data.positive[ids]).astype(int)
 
     oracle = Labels(verbose=False)
     method = BARGAIN_R(Scores(verbose=False), oracle, DELTA, target, budget, seed=seed)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 from sqlalchemy import Engine, text
@@ -83,7 +84,7 @@ def chunks(candidates: int, characters: int) -> Iterator[list[Row]]:
         yield rows
 
 
-def measure(url: str, candidates: int, characters: int, postmaster: int | None) -> dict:
+def measure(url: str, candidates: int, characters: int, postmaster: int | None) -> dict[str, Any]:
     """Take one run of two tiers through all its steps."""
     check_ready(url)
     engine = open_engine(url)
@@ -199,7 +200,7 @@ def read(engine: Engine, store: Store, run: Run, clock: Clock) -> None:
             pass
 
 
-def table(kind: str, measured: dict) -> None:
+def table(kind: str, measured: dict[str, Any]) -> None:
     """Print one database's figures."""
     targets = TARGETS[kind]
     print(f"{'step':14}{'CPU us/row':>12}{'server us/row':>15}{'wall s':>9}{'target':>9}")

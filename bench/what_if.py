@@ -43,8 +43,8 @@ def fill(store: Store, candidates: int) -> Run:
     store.candidates.finish(run.id, candidates, 0)
     generator = random.Random(0)
     judges = [
-        store.tiers.set_judge(run.id, position, {"model": tier.name})
-        for position, tier in enumerate(TIERS)
+        store.tiers.set_judge(run.id, position, {"model": name})
+        for position, (name, _) in enumerate(TIERS)
     ]
     after = 0
     while page := store.judgements.unjudged(run.id, 0, judges[0], after, CHUNK):
@@ -90,7 +90,7 @@ def measure(url: str, candidates: int) -> dict[str, float]:
     run = fill(store, candidates)
     seconds = {}
     for position, low in QUESTIONS:
-        tier = TIERS[position].name
+        tier = TIERS[position][0]
         began = time.perf_counter()
         found = consequences(store, run, *change_of(store, run, tier, low, None))
         seconds[f"{tier} {low:g}"] = time.perf_counter() - began
@@ -115,9 +115,9 @@ def main() -> None:
     databases = [name for name in urls if name in figures]
     rows = [
         [
-            f"{TIERS[position].name}, reject_below {low:g}",
-            *(figures[name][f"{TIERS[position].name} {low:g}"] for name in databases),
-            figures[databases[0]][f"{TIERS[position].name} {low:g} flips"],
+            f"{TIERS[position][0]}, reject_below {low:g}",
+            *(figures[name][f"{TIERS[position][0]} {low:g}"] for name in databases),
+            figures[databases[0]][f"{TIERS[position][0]} {low:g} flips"],
         ]
         for position, low in QUESTIONS
     ]
