@@ -310,7 +310,7 @@ CREATE TABLE run (
 	CONSTRAINT pk_run PRIMARY KEY (id), 
 	CONSTRAINT uq_run_key UNIQUE ("key")
 );
-INSERT INTO "run" VALUES(1,'monday','before','{"candidates": {"from": "@FOLDER@/in.jsonl", "key": "id"}, "rubric": "any", "screen": "before", "tiers": [{"backend": "python", "folder": "@FOLDER@", "name": "small", "options": {"paid": "small.paid"}, "path": "own:Own", "policy": {"budget": false, "reject_below": 0.5}}, {"backend": "python", "folder": "@FOLDER@", "name": "large", "options": {"paid": "large.paid", "seconds": 0.25}, "path": "own:Own", "policy": {"accept_above": 0.6, "budget": false}}]}','@HASH@','running',NULL,'2026-11-26 02:50:27.949978','2026-11-26 02:50:27.949983',NULL,0.0,1,40,0,NULL,'elsewhere 1 2.5 boot pid:[1]','2026-11-26 02:55:28.114908');
+INSERT INTO "run" VALUES(1,'monday','before','{"candidates": {"from": "@FOLDER@/in.jsonl", "key": "id"}, "rubric": "any", "screen": "before", "tiers": [{"backend": "python", "folder": "@FOLDER@", "name": "small", "options": {"paid": "small.paid"}, "path": "own:Own", "policy": {"budget": false, "reject_below": 0.5}}, {"backend": "python", "folder": "@FOLDER@", "name": "large", "options": {"paid": "large.paid", "seconds": 0.25}, "path": "own:Own", "policy": {"accept_above": 0.6, "budget": false}}]}','@HASH@','running',NULL,'2026-11-26 02:50:27.949978','2026-11-26 02:50:27.949983',NULL,0.0,1,40,0,NULL,'elsewhere 1 2.5 boot pid:[1]','2026-11-26 00:00:00.000000');
 CREATE TABLE run_tier (
 	run_id INTEGER NOT NULL, 
 	position INTEGER NOT NULL, 
