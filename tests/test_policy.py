@@ -131,3 +131,18 @@ def test_a_share_is_what_it_says_in_decimals(share: float, count: int) -> None:
 def test_what_makes_no_sense_is_refused(values: dict[str, float], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Policy(**values)
+
+
+def test_a_budget_lets_through_as_many_as_it_pays_for_best_first() -> None:
+    policy = Policy(budget=True)
+    decided = outcomes([0.0, 0.9, 0.5, None], list("abcd"), policy, last=False, affordable=2)
+    reject, promote, review = Outcome.REJECT, Outcome.PROMOTE, Outcome.REVIEW
+    assert decided == [reject, promote, promote, review]
+    assert policy.ranks
+
+
+def test_the_last_tier_accepts_its_best_and_those_above_beside_them() -> None:
+    policy = Policy(accept_above=0.8, top=1)
+    decided = outcomes([0.9, 0.8, 0.7, 0.95], list("abcd"), policy, last=True)
+    accept, reject = Outcome.ACCEPT, Outcome.REJECT
+    assert decided == [accept, accept, reject, accept]

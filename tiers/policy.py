@@ -108,7 +108,7 @@ def outcomes(
         (
             i
             for i, outcome in enumerate(decided)
-            if outcome is between and _between(scores[i], policy)
+            if outcome is between and not _above(scores[i], policy)
         ),
         key=lambda i: (-(scores[i] or 0.0), keys[i]),
     )
@@ -121,10 +121,10 @@ def _readable(score: float | None) -> bool:
     return score is not None and not math.isnan(score)
 
 
-def _between(score: float | None, policy: Policy) -> bool:
-    low = 0.0 if policy.reject_below is None else policy.reject_below
-    high = 1.0 if policy.accept_above is None else policy.accept_above
-    return score is not None and low <= score <= high
+def _above(score: float | None, policy: Policy) -> bool:
+    """Whether a candidate is accepted whatever the ranking says."""
+    high = policy.accept_above
+    return score is not None and high is not None and score > high
 
 
 def _by_threshold(score: float | None, policy: Policy, *, last: bool) -> Outcome:
