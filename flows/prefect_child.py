@@ -193,7 +193,7 @@ class _Scribe:
         self._client.__enter__()
         self._opening = opening
         self._attached = "flow_run" in opening
-        self._flow_run: UUID | None = UUID(opening["flow_run"]) if self._attached else None
+        self._flow_run: UUID | None = None
         self._artifacts: dict[str, UUID] = {}
         self._over = False
         self._looked = 0.0
@@ -254,6 +254,8 @@ class _Scribe:
     def _begin(self) -> None:
         opening = self._opening
         if self._attached:
+            self._flow_run = UUID(opening["flow_run"])
+            self._client.update_flow_run(self._flow_run, name=opening["name"])
             return
         flow = self._client.request("POST", "/flows/", json={"name": opening["flow"]}).json()
         made = self._client.request(

@@ -11,11 +11,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +24,7 @@ from typing import NoReturn
 from flows.settings import Settings
 
 STOP_SECONDS = 15.0
+START_SECONDS = 240
 UP = "up"
 """What the child says once a server answers."""
 _DEFAULTS = {
@@ -175,6 +177,12 @@ def configured_server() -> str | None:
     return str(url) if url else None
 
 
+def answering_server() -> str | None:
+    """The server that the user named, if it answers."""
+    url = configured_server()
+    return url if url is not None and _answers(url) else None
+
+
 def prefect_home(settings: Settings) -> Path:
     """The folder of our own Prefect: its database holds the runs that the UI shows."""
     home = settings.data_folder.resolve() / "prefect"
@@ -203,6 +211,48 @@ def _answers(url: str) -> bool:
         return False
 
 
+@contextmanager
+def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
+    """Prefect's server of this data folder with its UI on a port of loopback, until the end.
+
+    Yields:
+        The address of its API. Runs of this data folder tell themselves to it meanwhile.
+
+    Raises:
+        ServerError: the port is taken, or the server does not start.
+    """
+    command = _server_command(settings, port)
+    home = prefect_home(settings)
+    known = home / "server.json"
+    with (home / "server.log").open("ab") as log:
+        server = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is ours to answer
+        )
+    url = os.environ["PREFECT_API_URL"]
+    try:
+        for _ in range(START_SECONDS * 5):
+            if server.poll() is not None:
+                words = (home / "server.log").read_text("utf-8", "replace").strip()[-500:]
+                raise ServerError(f"Prefect's server did not start: {words}")
+            if _answers(url):
+                break
+            time.sleep(0.2)
+        known.write_text(json.dumps({"url": url, "version": version("prefect")}), "utf-8")
+        yield url
+    finally:
+        known.unlink(missing_ok=True)
+        server.terminate()
+        try:
+            server.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
 def serve_ui(settings: Settings, port: int) -> NoReturn:
     """Become Prefect's server of this data folder, with its UI; or say where the user's own is.
 
@@ -213,6 +263,18 @@ def serve_ui(settings: Settings, port: int) -> NoReturn:
     if url is not None and _answers(url):
         print(f"Prefect UI: {url.removesuffix('/api')} (your own server)")  # noqa: T201
         raise SystemExit(0)
+    command = _server_command(settings, port)
+    address = f"http://127.0.0.1:{port}"
+    print(f"Prefect UI: {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)  # noqa: T201
+    os.execv(sys.executable, command)  # noqa: S606
+
+
+def _server_command(settings: Settings, port: int) -> list[str]:
+    """The command of Prefect's server with its UI; the environment is set for it and for us.
+
+    Raises:
+        ServerError: the port is taken.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -229,7 +291,5 @@ def serve_ui(settings: Settings, port: int) -> NoReturn:
     }
     os.environ.update({name: os.environ.get(name, value) for name, value in _DEFAULTS.items()})
     os.environ.update(named)
-    print(f"Prefect UI: {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)  # noqa: T201
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
-    os.execv(sys.executable, [*command, *options])  # noqa: S606
+    return [*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]

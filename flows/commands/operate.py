@@ -1,12 +1,105 @@
-"""What goes on beside the command line: tamis ui."""
+"""Runs that others start: tamis serve, deploy, ui."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.console import settings
+from flows.commands.console import AsJson, Database, fail, out, print_rows, settings
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+    from tiers.screenfile.file import Screen
 
 app = typer.Typer()
+
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Screen files.", show_default=False)
+]
+Cron = Annotated[
+    str | None,
+    typer.Option(help="Run each screen by itself: minute hour day month weekday."),
+]
+Zone = Annotated[str, typer.Option("--timezone", help="Of the cron, such as Europe/Berlin.")]
+
+
+@app.command(epilog="Example: `tamis serve screen.yaml --cron '0 6 * * *'`")
+def serve(
+    files: Files,
+    cron: Cron = None,
+    timezone: Zone = "UTC",
+    port: Annotated[int, typer.Option(help="Of our own server and its UI.")] = 4200,
+    database: Database = None,
+) -> None:
+    """Have screens started from the Prefect UI and by a schedule, until Ctrl-C or SIGTERM.
+
+    The server is the one that PREFECT_API_URL or your Prefect profile names, else one of our own.
+    """
+    from contextlib import ExitStack
+
+    from flows.server import answering_server, server_of_our_own
+
+    screens = _read(files)
+    chosen = _for_the_runs(database)
+    with ExitStack() as stack:
+        url = answering_server() or stack.enter_context(server_of_our_own(chosen, port))
+        import asyncio
+
+        from flows.deployments import register, run_what_is_asked
+
+        deployed = register(screens, cron=cron, timezone=timezone)
+        out.print(f"Prefect UI: {url.removesuffix('/api')}/deployments")
+        for one in deployed:
+            out.print(f"  {one.name}")
+        when = f"; each screen runs at '{cron}' ({timezone})" if cron else ""
+        out.print(f"serving {len(screens)} screens{when}; Ctrl-C ends it, schedules stay on")
+        asyncio.run(run_what_is_asked(deployed))
+    out.print("ended; what was judged is kept")
+
+
+@app.command(epilog="Example: `tamis deploy screen.yaml --pool gpu --cron '0 6 * * *'`")
+def deploy(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...")] = None,
+    pool: Annotated[str | None, typer.Option(help="The work pool whose workers run it.")] = None,
+    cron: Cron = None,
+    timezone: Zone = "UTC",
+    list_: Annotated[bool, typer.Option("--list", help="Show what is deployed.")] = False,
+    delete: Annotated[
+        str | None, typer.Option(metavar="SCREEN", help="Take a screen's deployments away.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register screens with your Prefect server, for the workers of a work pool."""
+    from flows.server import answering_server
+
+    if answering_server() is None:
+        fail(
+            "no Prefect server answers; set PREFECT_API_URL to yours, or serve the screens on this "
+            "machine: tamis serve FILE"
+        )
+    from flows import deployments
+
+    if delete is not None:
+        gone = deployments.delete(delete)
+        out.print(f"deleted: {', '.join(f'{flow}/{delete}' for flow in gone)}")
+    elif list_:
+        rows = [
+            {
+                "deployment": f"{one.flow}/{one.name}",
+                "pool": one.pool or "",
+                "schedule": one.schedule or "",
+                "paused": "yes" if one.paused else "no",
+            }
+            for one in deployments.registered()
+        ]
+        print_rows(rows, as_json, empty="nothing is deployed")
+    else:
+        if not files:
+            fail("name the screen files; write: tamis deploy FILE --pool NAME")
+        if pool is None:
+            fail("name the work pool; write --pool NAME, or serve here: tamis serve FILE")
+        for one in deployments.register(_read(files), cron=cron, timezone=timezone, pool=pool):
+            out.print(f"deployed {one.name} to pool {pool}")
 
 
 @app.command(epilog="Example: `tamis ui`, then open the address that it prints")
@@ -15,3 +108,19 @@ def ui(port: Annotated[int, typer.Option(help="Where to listen.")] = 4200) -> No
     from flows.server import serve_ui
 
     serve_ui(settings(), port)
+
+
+def _read(files: list[Path]) -> "list[tuple[Screen, Path]]":
+    from tiers.screenfile.file import load_screen
+
+    return [(load_screen(file), file.resolve()) for file in files]
+
+
+def _for_the_runs(database: str | None) -> "Settings":
+    """Say where things are in the environment, which the runs inherit."""
+    import os
+
+    chosen = settings()
+    os.environ["TAMIS_DATABASE_URL"] = chosen.database(database)
+    os.environ["TAMIS_DATA_FOLDER"] = str(chosen.data_folder.resolve())
+    return chosen

@@ -181,6 +181,13 @@ def account_line(finished: Summary) -> str:
     return f"{finished.candidates:,} candidates = {parts}"
 
 
+def reuse_line(finished: Summary) -> str:
+    """The account of a run, and how many answers it had not to pay for."""
+    reused = sum(tier.reused for tier in finished.tiers)
+    judged = sum(tier.judged for tier in finished.tiers)
+    return f"{account_line(finished)}; {judged:,} answers judged, {reused:,} reused"
+
+
 def markdown(finished: Summary) -> str:
     """The report that the Prefect UI shows."""
     header = ["tier", *COUNTS, "prompt tokens", "of which cached", "written", "seconds", "USD"]

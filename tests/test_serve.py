@@ -1,0 +1,211 @@
+"""Screens that people start from the Prefect UI and schedules: a real server, a real serving process."""
+
+import json
+import signal
+import subprocess
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from .project import Project
+from .test_prefect import asked, until
+from .test_run import tier
+
+Form = dict[str, Any]
+
+
+@contextmanager
+def serving(project: Project, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that serves, until it is ended with SIGTERM."""
+    process = project.start("serve", *arguments, "--database", project.database)
+    try:
+        for line in process.stdout or ():
+            if line.startswith("serving"):
+                break
+        else:
+            raise AssertionError((process.stderr.read() if process.stderr else "") or "it ended")
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def deployment(api: str, name: str) -> Any:
+    return asked(f"{api}/deployments/name/{name}")
+
+
+def started(api: str, name: str, form: Form | None = None) -> str:
+    """A run that was started with this form; its id."""
+    wanted = {"parameters": form or {}, "state": {"type": "SCHEDULED"}}
+    made = asked(f"{api}/deployments/{deployment(api, name)['id']}/create_flow_run", wanted)
+    return str(made["id"])
+
+
+def ended(api: str, run: str) -> tuple[str, str, str]:
+    """Name, state and message of a flow run once it has ended."""
+
+    def over() -> Any:
+        found = asked(f"{api}/flow_runs/{run}")
+        final = found["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+        return found if final else None
+
+    found = until(over, 120)
+    return found["name"], found["state_name"], found["state"]["message"] or ""
+
+
+def named(project: Project, name: str) -> None:
+    file = project.folder / "screen.yaml"
+    file.write_text(file.read_text().replace("screen: try", f"screen: {name}"))
+
+
+def fast(project: Project, name: str, count: int = 20) -> None:
+    second = tier("second", "accept_above: 0.5", options="salt: other")
+    project.write(tier("first", "reject_below: 0.3"), second, count=count)
+    named(project, name)
+
+
+def grow(project: Project, count: int) -> None:
+    with (project.folder / "in.jsonl").open("w") as file:
+        for i in range(count):
+            file.write(json.dumps({"id": f"k{i:06}", "text": f"text number {i}"}) + "\n")
+
+
+def test_a_form_starts_a_run_and_tells_how_it_ended(project: Project, prefect_url: str) -> None:
+    fast(project, "formed")
+    with serving(project, "screen.yaml") as process:
+        form = deployment(prefect_url, "screen/formed")["parameter_openapi_schema"]
+        assert list(form["properties"])[:3] == ["file", "key", "limit"]
+        assert all(one["description"] for one in form["properties"].values())
+        bounds = form["definitions"]["Thresholds"]["properties"]["first_reject_below"]
+        assert "In the screen file: 0.3" in bounds["description"]
+
+        run = started(prefect_url, "screen/formed", {"key": "monday"})
+        name, state, message = ended(prefect_url, run)
+        assert (name, state) == ("formed monday", "Completed")
+        assert "20 candidates = " in message
+        assert "0 reused" in message
+
+        # Nothing is asked of a tier again; a threshold of the form is a version of its policy.
+        thresholds = {"first_reject_below": 0.9}
+        again = started(prefect_url, "screen/formed", {"key": "monday", "thresholds": thresholds})
+        assert "pending" in ended(prefect_url, again)[2]
+        sql = "SELECT reject_below, author FROM policy WHERE author IS NOT NULL"
+        code, out, _ = project.tamis("sql", sql, "--json", "--database", project.database)
+        assert (code, json.loads(out)) == (0, [{"reject_below": 0.9, "author": "Prefect UI"}])
+
+        for wrong in ({"limit": 0}, {"thresholds": {"first_reject_below": 2}}, {"file": "other"}):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                started(prefect_url, "screen/formed", wrong)
+            assert refused.value.code in (409, 422)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert not deployment(prefect_url, "screen/formed")["paused"]
+
+
+def test_a_fault_is_a_message_that_says_what_to_do(project: Project, prefect_url: str) -> None:
+    fast(project, "faulty")
+    file = project.folder / "screen.yaml"
+    with serving(project, "screen.yaml"):
+        good = file.read_text()
+        file.write_text(good.replace("rubric: any", "rubrik: any"))  # the old definition goes on
+        run = started(prefect_url, "screen/faulty", {"key": "kept"})
+        assert ended(prefect_url, run)[1] == "Completed"
+        of_run = {"logs": {"flow_run_id": {"any_": [run]}}}
+        lines = [one["message"] for one in asked(f"{prefect_url}/logs/filter", of_run)]
+        assert any("did you mean 'rubric'?" in line for line in lines), lines
+
+        file.write_text(good)
+        (project.folder / "in.jsonl").unlink()
+        state, message = ended(prefect_url, started(prefect_url, "screen/faulty"))[1:]
+        assert (state, "no such file; write its path" in message) == ("Failed", True)
+
+
+def test_a_run_that_works_is_not_begun_twice(project: Project, prefect_url: str) -> None:
+    project.write(tier("slow", "accept_above: 0.5", options="seconds: 0.5"), count=200)
+    named(project, "twice")
+    with serving(project, "screen.yaml"):
+        first = started(prefect_url, "screen/twice", {"key": "one"})
+        until(lambda: asked(f"{prefect_url}/flow_runs/{first}")["name"] == "twice one")
+        time.sleep(1)
+        second = started(prefect_url, "screen/twice", {"key": "one"})
+        assert ended(prefect_url, second)[1:2] == ("Already running",)
+        cancel = {"state": {"type": "CANCELLING"}}
+        asked(f"{prefect_url}/flow_runs/{first}/set_state", cancel)
+        assert ended(prefect_url, first)[1] == "Cancelled"
+
+
+def due(api: str, deployment_id: str) -> Callable[[], Any]:
+    wanted = {
+        "deployments": {"id": {"any_": [deployment_id]}},
+        "flow_runs": {"tags": {"all_": ["auto-scheduled"]}, "start_time": {"is_null_": False}},
+    }
+    return lambda: [
+        one["id"]
+        for one in asked(f"{api}/flow_runs/filter", wanted)
+        if one["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+    ]
+
+
+def test_a_schedule_judges_what_is_new_and_outlives_its_process(
+    project: Project, prefect_url: str
+) -> None:
+    fast(project, "nightly", count=20)
+    with serving(project, "screen.yaml", "--cron", "* * * * *"):
+        mine = deployment(prefect_url, "screen/nightly")["id"]
+        (first,) = until(due(prefect_url, mine), 150)
+        assert "20 candidates" in ended(prefect_url, first)[2]
+    assert deployment(prefect_url, "screen/nightly")["schedules"][0]["active"]
+    grow(project, 30)
+    with serving(project, "screen.yaml", "--cron", "* * * * *"):
+        both = until(lambda: len(found := due(prefect_url, mine)()) > 1 and found, 150)
+        (second,) = [one for one in both if one != first][:1]
+        message = ended(prefect_url, second)[2]
+        assert "30 candidates" in message
+    code, out, _ = project.tamis(
+        "sql", "SELECT run, SUM(judged) AS judged, SUM(reused) AS reused FROM funnel GROUP BY run "
+        "ORDER BY run", "--json", "--database", project.database,
+    )  # fmt: skip
+    assert code == 0
+    rows = json.loads(out)
+    assert rows[0]["reused"] == 0
+    assert rows[1]["reused"] == rows[0]["judged"]
+    assert 10 <= rows[1]["judged"] <= 20
+
+
+def test_what_cannot_be_deployed_is_refused(project: Project, prefect_url: str) -> None:
+    fast(project, "refused")
+    code, _, err = project.tamis("serve", "screen.yaml", "--cron", "every day")
+    assert (code, "write five fields" in err) == (2, True)
+    code, _, err = project.tamis(
+        "serve", "screen.yaml", "--cron", "0 6 * * *", "--timezone", "Mars"
+    )
+    assert (code, "time zone 'Mars'" in err) == (2, True)
+    code, _, err = project.tamis("deploy", "screen.yaml", "--pool", "nowhere")
+    assert (code, "no work pool 'nowhere'" in err) == (2, True)
+    (project.folder / "other.yaml").write_text((project.folder / "screen.yaml").read_text())
+    code, _, err = project.tamis("serve", "screen.yaml", "other.yaml")
+    assert (code, "are both called 'refused'" in err) == (2, True)
+
+
+def test_screens_are_deployed_to_a_pool_listed_and_taken_away(
+    project: Project, prefect_url: str
+) -> None:
+    fast(project, "pooled")
+    asked(f"{prefect_url}/work_pools/", {"name": "machines", "type": "process"})
+    code, out, err = project.tamis(
+        "deploy", "screen.yaml", "--pool", "machines", "--cron", "0 6 * * *", "--timezone", "Europe/Berlin",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "deployed screen/pooled to pool machines" in out
+    code, out, _ = project.tamis("deploy", "--list", "--json")
+    (row,) = [one for one in json.loads(out) if one["deployment"] == "screen/pooled"]
+    assert (row["pool"], row["schedule"]) == ("machines", "0 6 * * * (Europe/Berlin)")
+    assert deployment(prefect_url, "screen/pooled")["entrypoint"] == "flows.served.screen"
+    assert project.tamis("deploy", "--delete", "pooled")[0] == 0
+    code, _, err = project.tamis("deploy", "--delete", "pooled")
+    assert (code, "no deployment of screen 'pooled'" in err) == (2, True)
