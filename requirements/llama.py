@@ -3,6 +3,7 @@
 pip says nothing of what it compiles unless it says everything.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 STEP = re.compile(r"^\s*\[(\d+)/(\d+)\]")
 EVERY_SECONDS = 5.0
+LEAST = "-DLLAVA_BUILD=OFF"
+"""Without what reads images: 140 files to compile in place of 193."""
 NEEDS = "a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install)"
 
 
@@ -34,6 +37,7 @@ def main() -> int:
     pip = subprocess.Popen(  # noqa: S603
         [*command, "--prefer-binary", "-c", "constraints.txt", pin],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={"CMAKE_ARGS": LEAST, **os.environ},
     )  # fmt: skip
     said = began = time.monotonic()
     with log.open("w", encoding="utf-8") as kept:
