@@ -308,7 +308,7 @@ def _common(one: Served, files: list[str]) -> dict[str, Any]:
 
 def _schema(form: type[BaseModel]) -> dict[str, Any]:
     """The form as Prefect keeps it: its own word for `$defs`, and the order of the fields."""
-    found = form.model_json_schema(ref_template="#/definitions/{model}")
+    found = _plain(form.model_json_schema(ref_template="#/definitions/{model}"))
     properties = {
         name: {**described, "position": position}
         for position, (name, described) in enumerate(found["properties"].items())
@@ -320,6 +320,22 @@ def _schema(form: type[BaseModel]) -> dict[str, Any]:
         "required": found.get("required", []),
         "definitions": found.get("$defs", {}),
     }
+
+
+def _plain(schema: Any) -> Any:
+    """A schema whose form has a field, and not a choice of types, where nothing may be written."""
+    if isinstance(schema, list):
+        return [_plain(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {name: _plain(value) for name, value in schema.items()}
+    kinds = [each for each in plain.get("anyOf", []) if each != {"type": "null"}]
+    if len(kinds) == 1:
+        plain |= kinds[0]
+        del plain["anyOf"], plain["default"]
+    if "const" in plain:
+        plain["enum"] = [plain.pop("const")]
+    return plain
 
 
 def _deploy(
