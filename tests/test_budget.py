@@ -213,3 +213,81 @@ def test_no_budget_is_passed_by_negative_tokens(folder):
     found = counted(folder, -1_000_000, "budget: {usd: 0.001}")
     assert found["state"] == "stopped"
     assert "no budget can be kept" in found["reason"]
+
+
+def test_a_limit_is_what_may_be_spent_and_not_less():
+    money = Budget(BudgetSection(usd=1.0), "the budget", [Spent(0, 0.25, 0.0, 0)])
+    assert money.reserve(0.75, 0) is None
+    assert "used up" in str(money.reserve(0.0001, 0))
+    tokens = Budget(BudgetSection(tokens=10), "the budget", NOTHING)
+    assert tokens.reserve(0, 10) is None
+    assert "used up" in str(tokens.reserve(0, 1))
+    hours = Budget(BudgetSection(hours=1), "the budget", [Spent(0, 0.0, 3599.0, 0)])
+    assert hours.reserve(0, 0) is None
+    hours = Budget(BudgetSection(hours=1), "the budget", [Spent(0, 0.0, 3600.0, 0)])
+    assert "used up" in str(hours.reserve(0, 0))
+
+
+def test_how_many_are_left_goes_by_the_scarcer_of_money_and_tokens():
+    both = Budget(BudgetSection(usd=1.0, tokens=1_000), "the budget", [Spent(100, 0.5, 0.0, 0)])
+    assert both.pays_for(0.1, 0) == 5
+    assert both.pays_for(0.1, 300) == 3
+    assert both.pays_for(0.1, 300, reserved=(0.3, 0)) == 3
+    assert both.pays_for(0.1, 0, reserved=(0.3, 100)) == 8
+    assert both.pays_for(0, 300, reserved=(0.3, 600)) == 5
+    assert both.pays_for(0, 0) is None
+    assert both.pays_for(0.6, 0) == 0
+    assert Budget(BudgetSection(hours=1), "the budget", NOTHING).pays_for(1, 1) is None
+
+
+def budgets_of(last: dict[str, object], spent: Spent) -> Budgets:
+    definition = Screen.model_validate(screen(last))
+    before = [Spent(0, 0.0, 0.0, 0), spent]
+    store: Any = SimpleNamespace(tiers=SimpleNamespace(spent=lambda _: before))
+    return Budgets(definition, store, 1)
+
+
+def test_the_first_guess_of_a_cost_is_a_third_of_a_token_a_character():
+    nothing = Spent(0, 0.0, 0.0, 0)
+    prompt = (len("r") + 400 + 1_000) // 3
+    short = budgets_of({"budget": {"tokens": 100_000}}, nothing)
+    assert short.affordable(1, nothing, 1_000) == int(100_000 / ((prompt + 1) * 1.1))
+    price = {"input": 2.0, "output": 8.0}
+    written = {"ask": "json", "max_tokens": 200, "price": price, "budget": {"usd": 1}}
+    usd = (prompt * 2.0 + 200 * 8.0) / 1e6
+    assert budgets_of(written, nothing).affordable(1, nothing, 1_000) == int(1 / (usd * 1.1))
+    only_hours = budgets_of({"budget": {"hours": 1}}, nothing)
+    assert only_hours.affordable(1, nothing, 1_000) is None
+
+
+def test_what_was_paid_tells_what_the_next_will_cost():
+    paid = Spent(3_000, 0.30, 0.0, 30)
+    price = {"input": 2.0, "output": 8.0}
+    known = budgets_of({"price": price, "budget": {"usd": 1}}, paid)
+    assert known.affordable(1, paid, 0) == 30 + int(0.7 / (0.01 * 1.1))
+
+
+def test_a_reservation_is_replaced_by_what_was_charged():
+    budget = Budget(BudgetSection(tokens=100_000), "the budget", NOTHING)
+    opened = Admission([budget], PRICE, None, "r" * 600)
+    assert opened.admit(Candidate(1, "x" * 1_000))
+    first = opened.reserved
+    assert first[1] == int(2_000 * 0.5 * 1.05) + 1
+    assert first[0] == pytest.approx(PRICE.of(1_050, 0, 1))
+    opened.settle([Judgement(1, 0.5, prompt_tokens=500, completion_tokens=3)])
+    assert opened.reserved == (0, 0)
+    assert budget.pays_for(0, 1) == 100_000 - 503
+    # The rate is learnt, and never again lowered; a longer reply is counted with.
+    assert opened.admit(Candidate(2, "x" * 1_000))
+    assert opened.reserved[1] == int(2_000 * 0.25 * 1.05) + 3
+    opened.settle([Judgement(2, 0.5, prompt_tokens=100, completion_tokens=1)])
+    assert opened.admit(Candidate(3, "x" * 1_000))
+    assert opened.reserved[1] == int(2_000 * 0.25 * 1.05) + 3
+    opened.release([3, 4])
+    assert budget.pays_for(0, 1) == 100_000 - 503 - 101
+    opened.settle(
+        [Judgement(9, 0.5, prompt_tokens=50)]
+    )  # never admitted here: charged all the same
+    assert budget.pays_for(0, 1) == 100_000 - 503 - 101 - 50
+    opened.hold(5, 1_000, PRICE)
+    assert opened.reserved[1] == int(2_000 * 0.25 * 1.05) + 3

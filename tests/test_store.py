@@ -618,3 +618,36 @@ def test_a_connection_that_breaks_is_told(postgres_url):
     ):
         connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     engine.dispose()
+
+
+def test_taking_back_from_a_tier_on_leaves_what_came_before_and_other_runs(store):
+    given = [*rows(10), a_row(99, "")]
+    run = ingested(store, given)
+    judge_all(store, run)
+    store.verdicts.decide(run.id, 0)
+    judge_all(store, run, position=1, model="large", score=0.9)
+    store.verdicts.decide(run.id, 1)
+    store.runs.finish(run.id, RunState.DONE)
+    other = ingested(store, given)
+    judge_all(store, other)
+    store.verdicts.decide(other.id, 0)
+    before = list(store.results.all(other.id))
+
+    def verdicts() -> dict[str, tuple[str, str, str | None]]:
+        return {
+            row["key"]: (row["verdict"], row["tier"], row["why"])
+            for row in store.results.all(run.id)
+        }
+
+    whole = verdicts()
+    unreadable = {key: row for key, row in whole.items() if row[2] is not None}
+    assert len(unreadable) == 1
+    store.verdicts.undecide(run.id, 1)
+    later = {key: ("pending", "slow", None) for key, row in whole.items() if row[1] == "slow"}
+    assert later
+    assert verdicts() == whole | later
+    store.verdicts.undecide(run.id)
+    assert verdicts() == dict.fromkeys(whole, ("pending", "fast", None)) | unreadable
+    store.verdicts.redecide(run.id, 0)
+    assert verdicts() == whole
+    assert list(store.results.all(other.id)) == before
