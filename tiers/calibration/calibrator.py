@@ -26,7 +26,6 @@ from tiers.calibration.guarantee import (
     Guarantee,
     Kind,
     Labels,
-    Mode,
     Result,
     Sample,
     Status,
@@ -49,7 +48,6 @@ __all__ = [
     "Calibrator",
     "Guarantee",
     "Kind",
-    "Mode",
     "Plan",
     "Result",
     "Status",
@@ -79,10 +77,8 @@ class Calibrator:
         target: float = 0.9,
         delta: float = 0.1,
         budget: int = 400,
-        mode: Mode | str = Mode.EXACT,
         seed: int = 0,
         costs: Sequence[float] | None = None,
-        accept_precision: float | None = None,
     ) -> None:
         """Make a calibrator; see `Guarantee` for what the arguments mean.
 
@@ -94,10 +90,8 @@ class Calibrator:
             target=target,
             delta=delta,
             budget=budget,
-            mode=Mode(mode),
             seed=seed,
             costs=None if costs is None else tuple(costs),
-            accept_precision=accept_precision,
         )
         self._scores: Floats | None = None
         self._told: dict[int, int] = {}
@@ -189,8 +183,6 @@ def calibrate(
     budget: int,
     seed: int,
     costs: Sequence[float] | None = None,
-    mode: Mode | str = Mode.EXACT,
-    accept_precision: float | None = None,
 ) -> Result:
     """Calibrate in one call; `oracle` is asked for at most `budget` different ids, each once.
 
@@ -203,19 +195,8 @@ def calibrate(
         budget: most labels that may be asked.
         seed: draws the sample.
         costs: of one candidate at each tier, and last of one label; see `Guarantee.prices`.
-        mode: exact, anytime or model.
-        accept_precision: with recall, also accept early at this precision.
     """
-    calibrator = Calibrator(
-        kind,
-        target=target,
-        delta=delta,
-        budget=budget,
-        mode=mode,
-        seed=seed,
-        costs=costs,
-        accept_precision=accept_precision,
-    )
+    calibrator = Calibrator(kind, target=target, delta=delta, budget=budget, seed=seed, costs=costs)
     while (ids := calibrator.ask(scores)).size:
         calibrator.tell(ids, oracle(ids))
     return calibrator.result()

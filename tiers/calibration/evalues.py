@@ -40,39 +40,6 @@ def log_evidence_of_fewer(errors: Ids, region: Ids, claimed: Ids, drawn: Ids) ->
     return evidence
 
 
-def stream_threshold(positives: Floats, target: float, delta: float) -> float:
-    """The threshold that a stream certifies so far: recall >= target with probability 1 - delta.
-
-    For a threshold t with true share q of positives below it and 1 - target = a, the evidence
-    against q > a is the mean over f of f^x ((1 - f a) / (1 - a))^(n - x), x of n positives being
-    below t. Thresholds are tested from the lowest upwards, each at delta (fixed sequence), with
-    what the evidence ever reached: the answer holds at whatever time one stops.
-
-    Args:
-        positives: (n,) scores of the audited positives in order of arrival, each audited with
-            the same probability, independent of all else.
-        target: recall, in (0, 1).
-        delta: probability that the answer is ever wrong.
-
-    Returns:
-        The threshold: scores strictly below are rejected. -inf if none is certified yet.
-    """
-    edges = np.unique(positives)
-    if not edges.size:
-        return -math.inf
-    misses = float(1 - exact(target))
-    gain = np.log(FACTORS)
-    loss = np.log1p(-FACTORS * misses) - math.log1p(-misses)
-    below, highest = np.zeros(len(edges)), np.full(len(edges), -np.inf)
-    for seen, score in enumerate(positives, start=1):
-        below += score < edges
-        steps = below[:, None] * gain + (seen - below[:, None]) * loss
-        highest = np.maximum(highest, np.log(np.exp(steps) @ WEIGHTS))
-    certified = highest >= -math.log(delta)
-    first_failure = int(np.argmin(certified)) if not certified.all() else len(edges)
-    return float(edges[first_failure - 1]) if first_failure else -math.inf
-
-
 @dataclass(frozen=True)
 class Audit:
     """One run's audit: a random share of the rejects was sent to the top tier anyway."""

@@ -4,18 +4,11 @@ import math
 from collections.abc import Sequence
 
 from tiers.calibration.draws import Floats
-from tiers.calibration.guarantee import Kind, Mode, Result, Thresholds, as_table
-from tiers.calibration.recall_steps import kept_by
+from tiers.calibration.guarantee import Kind, Result, Thresholds, as_table
 from tiers.calibration.recall_test import bound_of_kth, level
 
 
-def recall_of_thresholds(
-    scores: Floats,
-    thresholds: Sequence[Thresholds],
-    result: Result,
-    *,
-    simultaneous: bool = True,
-) -> float:
+def recall_of_thresholds(scores: Floats, thresholds: Sequence[Thresholds], result: Result) -> float:
     """Certified recall of any thresholds, from the draw behind a result; labelled positives count.
 
     Of the x drawn positives some lie below. As many and one more, k, make the test of
@@ -27,17 +20,15 @@ def recall_of_thresholds(
     Args:
         scores: (n, tiers) or (n,) the scores of the calibration.
         thresholds: one a tier.
-        result: of a recall calibration in mode exact.
-        simultaneous: False for thresholds that were fixed before the labels were seen.
+        result: of a recall calibration.
 
     Raises:
-        ValueError: the result is of another kind or mode, or has other tiers.
+        ValueError: the result is of another kind, or has other tiers.
     """
-    guarantee = result.guarantee
-    if guarantee.kind is not Kind.RECALL or guarantee.mode is not Mode.EXACT:
+    kind = result.guarantee.kind
+    if kind is not Kind.RECALL:
         raise ValueError(
-            f"a {guarantee.kind.value} result of mode '{guarantee.mode.value}' bounds no recall "
-            "of other thresholds; calibrate recall in mode 'exact'"
+            f"a result of {kind.value} bounds no recall of other thresholds; calibrate recall"
         )
     table = as_table(scores)
     if not table.shape[1] == len(thresholds) == len(result.thresholds):
@@ -48,15 +39,12 @@ def recall_of_thresholds(
     pairs = list(zip(thresholds, result.thresholds, strict=True))
     covered = all(_lowest(moved) <= _lowest(certified) for moved, certified in pairs)
     floor = result.certified_bound if covered else 0.0
-    if not simultaneous:
-        lost = ~kept_by(table, tuple(thresholds))[result.drawn_positives]
-        return max(floor, _bound_of_lost(int(lost.sum()), result, 1, simultaneous=False))
     missed = 0.0
     rejecting = sum(moved.reject_below is not None for moved in thresholds)
     for tier, moved in enumerate(thresholds):
         if moved.reject_below is not None:
             lost = table[result.drawn_positives, tier] < moved.reject_below
-            missed += 1 - _bound_of_lost(int(lost.sum()), result, rejecting, simultaneous=True)
+            missed += 1 - _bound_of_lost(int(lost.sum()), result, rejecting)
     return max(floor, 1 - missed, 0.0)
 
 
@@ -64,13 +52,11 @@ def _lowest(thresholds: Thresholds) -> float:
     return -math.inf if thresholds.reject_below is None else thresholds.reject_below
 
 
-def _bound_of_lost(lost: int, result: Result, shares: int, *, simultaneous: bool) -> float:
+def _bound_of_lost(lost: int, result: Result, shares: int) -> float:
     """Certified recall with `lost` of the drawn positives below, at 1 / `shares` of the risk."""
     drawn = len(result.drawn_positives)
-    kth, looks = lost + 1, 1
-    if simultaneous:
-        looks = drawn.bit_length() + 1  # 1, 2, 4 ... up to all of them and one
-        kth = min(1 << lost.bit_length(), drawn + 1)  # the lowest of those above `lost`
+    looks = drawn.bit_length() + 1  # 1, 2, 4 ... up to all of them and one
+    kth = min(1 << lost.bit_length(), drawn + 1)  # the lowest of those above `lost`
     if drawn == 0:
         return 0.0
     evidence = result.evidence

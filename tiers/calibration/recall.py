@@ -13,15 +13,12 @@ from tiers.calibration.guarantee import (
     UNKNOWN,
     Guarantee,
     Labels,
-    Mode,
     Result,
     Sample,
     Status,
     Thresholds,
 )
 from tiers.calibration.path import Path
-from tiers.calibration.precision import Early, accept_early
-from tiers.calibration.recall_modes import anytime, model
 from tiers.calibration.recall_steps import build_result, clean, labels_until, pilot
 from tiers.calibration.recall_test import (
     COUNT_SHARE,
@@ -33,8 +30,6 @@ from tiers.calibration.recall_test import (
     turning_points,
 )
 
-EARLY_SHARE = 0.3
-"""Share of the budget that is kept back for the thresholds of early accepts."""
 LOOKS = 10
 """Fixed points of the draw at which the number of positives is bounded; the best counts."""
 SEPARATION = 2.0
@@ -129,48 +124,33 @@ def _needed(target: float, delta: float, kth: int) -> int:
 
 def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
     """Ask for labels, then decide. See docs/guarantees.md, section "Recall"."""
-    match guarantee.mode:
-        case Mode.ANYTIME:
-            return (yield from anytime(scores, guarantee, sample))
-        case Mode.MODEL:
-            return (yield from model(scores, guarantee, sample))
-        case Mode.EXACT:
-            return (yield from _exact(scores, guarantee, sample))
-
-
-def _exact(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
-    early = guarantee.accept_precision is not None
-    delta = guarantee.delta / 2 if early else guarantee.delta
     order = np.random.default_rng(guarantee.seed).permutation(len(scores))
     path, rest = yield from pilot(scores, order, guarantee, sample)
     known = int(sample.positive.sum())
-    kept_back = math.ceil(EARLY_SHARE * guarantee.budget) if early else 0
-    draw, test = yield from _draw(
-        rest, known, sample, replace(guarantee, delta=delta), scores.shape[1], kept_back
-    )
+    draw, test = yield from _draw(rest, known, sample, guarantee, scores.shape[1])
     complete = not (~sample.asked).any()
     if complete:
         # Every label is known: the thresholds need not lean on them.
-        risk = level(delta)
+        risk = level(guarantee.delta)
         kth = best_kth(test.drawn, test.most, guarantee.target, risk, known=test.known, kept=False)
         test = replace(test, kth=kth)
     thresholds = _thresholds(scores, path, rest[: len(draw.labels)], draw, test)
-    accepts = None
-    if early:
-        accepts = yield from accept_early(scores, thresholds, guarantee, sample)
-    yield from clean(scores, path, thresholds, accepts, sample)
-    result = _result(scores, guarantee, sample, thresholds, accepts, test, complete, delta)
+    yield from clean(scores, path, thresholds, sample)
+    result = _result(scores, guarantee, sample, thresholds, test, complete)
     drawn = rest[: len(draw.labels)][draw.labels == 1]
-    most = draw.most(COUNT_SHARE * delta)
-    evidence = result.evidence | {"drawn_most": most, "drawn_known": known, "test_delta": delta}
+    evidence = result.evidence | {
+        "drawn_most": draw.most(COUNT_SHARE * guarantee.delta),
+        "drawn_known": known,
+        "test_delta": guarantee.delta,
+    }
     return replace(result, evidence=evidence, drawn_positives=drawn)
 
 
 def _draw(
-    rest: Ids, known: int, sample: Sample, guarantee: Guarantee, tiers: int, kept_back: int
+    rest: Ids, known: int, sample: Sample, guarantee: Guarantee, tiers: int
 ) -> Generator[Ids, Labels, tuple[Draw, Test]]:
     """Draw until another label promises less than it costs, by counts alone."""
-    budget = max(min(sample.left - kept_back, len(rest)), 0)
+    budget = max(min(sample.left, len(rest)), 0)
     looks = tuple(sorted({math.ceil(budget * look / LOOKS) for look in range(1, LOOKS + 1)} - {0}))
     risk = COUNT_SHARE * guarantee.delta
     grain = max(budget // 50, 1)
@@ -247,12 +227,10 @@ def _result(
     guarantee: Guarantee,
     sample: Sample,
     thresholds: tuple[Thresholds, ...],
-    accepts: Early | None,
     test: Test,
     complete: bool,
-    delta: float,
 ) -> Result:
-    risk = level(delta)
+    risk = level(guarantee.delta)
     bound = bound_of_kth(test.kth, test.drawn, test.most, risk, known=test.known)
     alone = bound_of_kth(test.kth, test.drawn, test.most, risk, kept=False)
     best = bound_of_kth(1, test.drawn, test.most, risk, known=test.known) if test.drawn else 0.0
@@ -269,21 +247,9 @@ def _result(
         scores,
         guarantee,
         sample,
-        _with_accepts(thresholds, accepts),
+        thresholds,
         status=Status.CERTIFIED if certified else Status.INFEASIBLE_BUDGET,
         bound=1.0 if done else max(bound, guarantee.target),
         alone=alone,
-        accepts=accepts,
         evidence=evidence,
-    )
-
-
-def _with_accepts(
-    thresholds: tuple[Thresholds, ...], accepts: Early | None
-) -> tuple[Thresholds, ...]:
-    if accepts is None:
-        return thresholds
-    return tuple(
-        replace(threshold, accept_above=above)
-        for threshold, above in zip(thresholds, accepts.above, strict=True)
     )

@@ -1,4 +1,4 @@
-"""What all ways to calibrate recall share: the pilot before the draw, and cleaning after it."""
+"""Calibration of recall: the pilot before the draw, and cleaning after it."""
 
 import math
 from collections.abc import Generator
@@ -8,7 +8,6 @@ import numpy as np
 from tiers.calibration.draws import Floats, Ids
 from tiers.calibration.guarantee import Guarantee, Labels, Mask, Result, Sample, Status, Thresholds
 from tiers.calibration.path import Path, Survival, learn_path
-from tiers.calibration.precision import Early
 
 PILOT_SHARE = 0.3
 PILOT_POSITIVES = 20
@@ -55,13 +54,10 @@ def clean(
     scores: Floats,
     path: Path,
     thresholds: tuple[Thresholds, ...],
-    accepts: Early | None,
     sample: Sample,
 ) -> Generator[Ids, Labels, None]:
     """Spend what is left on the kept candidates that are most likely false, the lowest first."""
     kept = kept_by(scores, thresholds) & ~sample.asked
-    if accepts is not None:
-        kept &= ~accepts.region
     ids = np.flatnonzero(kept)
     levels = path.level_of(scores)[ids]
     yield from sample.ask(ids[np.argsort(levels, kind="stable")])
@@ -76,25 +72,22 @@ def build_result(
     status: Status,
     bound: float,
     alone: float,
-    accepts: Early | None = None,
     evidence: dict[str, float],
 ) -> Result:
     """Masks of a recall result: kept, and of them what still goes on to the top tier."""
     kept = kept_by(scores, thresholds)
-    early = accepts.region if accepts is not None else np.zeros(len(kept), np.bool_)
-    accepted = ((kept | early) & ~sample.negative) | sample.positive | sample.refused
+    accepted = (kept & ~sample.negative) | sample.positive | sample.refused
     return Result(
         guarantee=guarantee,
         status=status,
         thresholds=thresholds,
         accepted=accepted,
-        promoted=accepted & ~sample.positive & ~early,
-        by_proxy=(~kept | early) & ~sample.asked,
+        promoted=accepted & ~sample.positive,
+        by_proxy=~kept & ~sample.asked,
         certified_bound=bound,
         threshold_bound=alone,
         labels_used=sample.used,
         positives_found=int(sample.positive.sum()),
         unlabelled=np.flatnonzero(sample.refused),
-        accept_bound=accepts.bound if accepts is not None else None,
         evidence=evidence,
     )
