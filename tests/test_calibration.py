@@ -5,16 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiers.calibration.calibrator import (
+from tiers.calibration import (
     Calibrator,
     Result,
     Status,
+    Thresholds,
     calibrate,
     plan_calibration,
     recall_of_thresholds,
 )
 from tiers.calibration.draws import Floats
-from tiers.calibration.guarantee import Mask, Thresholds
+from tiers.calibration.guarantee import Mask
 from tiers.policy import Policy, outcomes
 from tiers.types import Outcome
 

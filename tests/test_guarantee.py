@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from tests.test_calibration import population, recall_of
-from tiers.calibration import recall as recall_calibration
-from tiers.calibration.calibrator import Status, calibrate, recall_of_thresholds
-from tiers.calibration.draws import chance_of_at_most, most_positives
-from tiers.calibration.evalues import (
+from tiers.calibration import (
     Audit,
-    audit_evidence,
+    Status,
+    Thresholds,
     audit_interval,
+    calibrate,
     drift,
-    log_evidence_of_fewer,
+    recall_of_thresholds,
 )
-from tiers.calibration.guarantee import Thresholds
+from tiers.calibration import recall as recall_calibration
+from tiers.calibration.audits import audit_evidence
+from tiers.calibration.draws import chance_of_at_most, most_positives
+from tiers.calibration.evalues import log_evidence_of_fewer
 from tiers.calibration.precision import Prefix, p_value
 from tiers.calibration.recall import plan_test
 from tiers.calibration.recall_test import COUNT_SHARE, allowed_misses, failure, positives_needed

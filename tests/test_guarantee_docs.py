@@ -3,7 +3,7 @@
 from math import floor
 from pathlib import Path
 
-from tiers.calibration.calibrator import plan_calibration
+from tiers.calibration import plan_calibration
 from tiers.calibration.recall_test import positives_needed
 
 PAGE = (Path(__file__).parents[1] / "docs" / "guarantees.md").read_text()

@@ -10,8 +10,7 @@ import numpy as np
 
 from db.store import Change
 from flows.guarantee.state import Calibration
-from tiers.calibration.calibrator import Result, Status, Thresholds, recall_of_thresholds
-from tiers.calibration.guarantee import Guarantee, Kind
+from tiers.calibration import Guarantee, Kind, Result, Status, Thresholds, recall_of_thresholds
 
 
 def certificate_of(calibration: Calibration, result: Result, author: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from db.store import Change, Run, Store, StoreError, Version
 from flows.guarantee.certificate import bound_of
 from flows.guarantee.state import not_covered
-from tiers.calibration.calibrator import Thresholds
+from tiers.calibration import Thresholds
 
 
 def change_of(

@@ -8,7 +8,7 @@ import numpy as np
 from db.store import LabelSource, Run, Store, StoreError, rubric_digest
 from flows.guarantee.labelling import definition_of
 from flows.guarantee.state import Calibration, truth
-from tiers.calibration.reliability import (
+from tiers.calibration import (
     brier,
     cross_fitted,
     expected_calibration_error,

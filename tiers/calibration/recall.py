@@ -13,13 +13,13 @@ from tiers.calibration.guarantee import (
     UNKNOWN,
     Guarantee,
     Labels,
+    Mask,
     Result,
     Sample,
     Status,
     Thresholds,
 )
-from tiers.calibration.path import Path
-from tiers.calibration.recall_steps import build_result, clean, labels_until, pilot
+from tiers.calibration.path import JointPath, Survival, learn_path
 from tiers.calibration.recall_test import (
     COUNT_SHARE,
     best_kth,
@@ -30,6 +30,9 @@ from tiers.calibration.recall_test import (
     turning_points,
 )
 
+PILOT_SHARE = 0.3
+PILOT_POSITIVES = 20
+"""A pilot that has found so many positives knows the tiers well enough."""
 LOOKS = 10
 """Fixed points of the draw at which the number of positives is bounded; the best counts."""
 SEPARATION = 2.0
@@ -71,7 +74,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Test:
+class OrderTest:
     """The order-statistic test as it will be made: the `kth` lowest of the first `drawn` positives.
 
     All positives found beyond the first `drawn` are known, which is worth more than a slightly
@@ -95,7 +98,7 @@ def _most(population: int, drawn: int, found: int, risk: float) -> int:
 
 
 @lru_cache(maxsize=10_000)
-def plan_test(found: int, most: int, known: int, target: float, delta: float) -> Test:
+def plan_test(found: int, most: int, known: int, target: float, delta: float) -> OrderTest:
     """The test with the highest threshold that `found` positives allow.
 
     Args:
@@ -114,7 +117,7 @@ def plan_test(found: int, most: int, known: int, target: float, delta: float) ->
         rest = turning_points(middle, most - spare, target, known + spare)
         worst = failure(kth, middle, rest, target, known=known + spare).max()
         low, high = (low, middle) if worst <= risk else (middle + 1, high)
-    return Test(kth, low, most - (found - low), known + found - low)
+    return OrderTest(kth, low, most - (found - low), known + found - low)
 
 
 @lru_cache(maxsize=1_000)
@@ -125,7 +128,7 @@ def _needed(target: float, delta: float, kth: int) -> int:
 def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
     """Ask for labels, then decide. See docs/guarantees.md, section "Recall"."""
     order = np.random.default_rng(guarantee.seed).permutation(len(scores))
-    path, rest = yield from pilot(scores, order, guarantee, sample)
+    path, rest = yield from _pilot(scores, order, guarantee, sample)
     known = int(sample.positive.sum())
     draw, test = yield from _draw(rest, known, sample, guarantee, scores.shape[1])
     complete = not (~sample.asked).any()
@@ -135,7 +138,7 @@ def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> St
         kth = best_kth(test.drawn, test.most, guarantee.target, risk, known=test.known, kept=False)
         test = replace(test, kth=kth)
     thresholds = _thresholds(scores, path, rest[: len(draw.labels)], draw, test)
-    yield from clean(scores, path, thresholds, sample)
+    yield from _clean(scores, path, thresholds, sample)
     result = _result(scores, guarantee, sample, thresholds, test, complete)
     drawn = rest[: len(draw.labels)][draw.labels == 1]
     evidence = result.evidence | {
@@ -146,9 +149,26 @@ def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> St
     return replace(result, evidence=evidence, drawn_positives=drawn)
 
 
+def _pilot(
+    scores: Floats, order: Ids, guarantee: Guarantee, sample: Sample
+) -> Generator[Ids, Labels, tuple[JointPath, Ids]]:
+    """With several tiers: labels to learn the path from. They leave the population of the test."""
+    tiers = scores.shape[1]
+    if tiers == 1:
+        return JointPath((Survival(np.zeros(0), 1.0),), (1.0,)), order
+    end, most = 0, min(int(PILOT_SHARE * guarantee.budget), len(order))
+    while end < most and sample.positive.sum() < PILOT_POSITIVES:
+        step = max(_labels_until(PILOT_POSITIVES, int(sample.positive.sum()), end), 8)
+        yield from sample.ask(order[end : min(end + step, most)])
+        end = min(end + step, most)
+    miss = 0.6 * (1 - guarantee.target)
+    prices = guarantee.prices(tiers)
+    return learn_path(scores, sample.positive, prices=prices, miss=miss), order[end:]
+
+
 def _draw(
     rest: Ids, known: int, sample: Sample, guarantee: Guarantee, tiers: int
-) -> Generator[Ids, Labels, tuple[Draw, Test]]:
+) -> Generator[Ids, Labels, tuple[Draw, OrderTest]]:
     """Draw until another label promises less than it costs, by counts alone."""
     budget = max(min(sample.left, len(rest)), 0)
     looks = tuple(sorted({math.ceil(budget * look / LOOKS) for look in range(1, LOOKS + 1)} - {0}))
@@ -165,14 +185,21 @@ def _draw(
         wanted = next_stop(draw, test, budget, guarantee, clean=tiers == 1)
         if wanted <= draw.found:
             return draw, test
-        step = min(max(labels_until(wanted, draw.found, draw.drawn) // 2, grain), left)
+        step = min(max(_labels_until(wanted, draw.found, draw.drawn) // 2, grain), left)
         if not draw.found:
             step = min(max(step, wanted), left)
         labels = yield from sample.ask(rest[len(draw.labels) :][:step])
         draw = replace(draw, labels=np.concatenate([draw.labels, labels]))
 
 
-def next_stop(draw: Draw, test: Test, budget: int, guarantee: Guarantee, *, clean: bool) -> int:
+def _labels_until(wanted: int, found: int, drawn: int) -> int:
+    """Labels that bring half of the positives still wanted, at the prevalence seen so far."""
+    return math.ceil((wanted - found) * (drawn + 1) / (2 * found + 1))
+
+
+def next_stop(
+    draw: Draw, test: OrderTest, budget: int, guarantee: Guarantee, *, clean: bool
+) -> int:
     """Positives at which to look again; those found already, if it is best to stop now.
 
     Args:
@@ -211,7 +238,7 @@ def _waste(draw: Draw, drawn: float, lost: float, budget: int, share: float, cle
 
 
 def _thresholds(
-    scores: Floats, path: Path, ids: Ids, draw: Draw, test: Test
+    scores: Floats, path: JointPath, ids: Ids, draw: Draw, test: OrderTest
 ) -> tuple[Thresholds, ...]:
     """Only here are the scores of drawn positives looked at."""
     if test.kth == 0:
@@ -222,12 +249,39 @@ def _thresholds(
     return path.thresholds(scores, float(lowest))
 
 
+def kept_by(scores: Floats, thresholds: tuple[Thresholds, ...]) -> Mask:
+    """(n,) candidates that no tier rejects, one after the other.
+
+    A tier without a score sends to a person, so that no later tier rejects.
+    """
+    rejected = np.zeros(len(scores), np.bool_)
+    unread = np.zeros(len(scores), np.bool_)
+    for tier, threshold in enumerate(thresholds):
+        unread |= np.isnan(scores[:, tier])
+        if threshold.reject_below is not None:
+            rejected |= ~unread & (scores[:, tier] < threshold.reject_below)
+    return ~rejected
+
+
+def _clean(
+    scores: Floats,
+    path: JointPath,
+    thresholds: tuple[Thresholds, ...],
+    sample: Sample,
+) -> Generator[Ids, Labels, None]:
+    """Spend what is left on the kept candidates that are most likely false, the lowest first."""
+    kept = kept_by(scores, thresholds) & ~sample.asked
+    ids = np.flatnonzero(kept)
+    levels = path.level_of(scores)[ids]
+    yield from sample.ask(ids[np.argsort(levels, kind="stable")])
+
+
 def _result(
     scores: Floats,
     guarantee: Guarantee,
     sample: Sample,
     thresholds: tuple[Thresholds, ...],
-    test: Test,
+    test: OrderTest,
     complete: bool,
 ) -> Result:
     risk = level(guarantee.delta)
@@ -243,13 +297,19 @@ def _result(
         "most_positives": test.most,
         "best_bound": best,
     }
-    return build_result(
-        scores,
-        guarantee,
-        sample,
-        thresholds,
+    kept = kept_by(scores, thresholds)
+    accepted = (kept & ~sample.negative) | sample.positive | sample.refused
+    return Result(
+        guarantee=guarantee,
         status=Status.CERTIFIED if certified else Status.INFEASIBLE_BUDGET,
-        bound=1.0 if done else max(bound, guarantee.target),
-        alone=alone,
+        thresholds=thresholds,
+        accepted=accepted,
+        promoted=accepted & ~sample.positive,
+        by_proxy=~kept & ~sample.asked,
+        certified_bound=1.0 if done else max(bound, guarantee.target),
+        threshold_bound=alone,
+        labels_used=sample.used,
+        positives_found=int(sample.positive.sum()),
+        unlabelled=np.flatnonzero(sample.refused),
         evidence=evidence,
     )
