@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from bench.common import finish, machine, table
-from tiers.calibration.calibrator import Result, Status, calibrate
-from tiers.calibration.guarantee import Thresholds
-from tiers.calibration.recall_steps import kept_by
+from tiers.calibration import Result, Status, Thresholds, calibrate
+from tiers.calibration.recall import kept_by
 from tiers.calibration.recall_test import best_kth, level
 
 DELTA = 0.1

@@ -22,7 +22,7 @@ from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
 from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
-from tiers.calibration.calibrator import Result, Status
+from tiers.calibration import Result, Status
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import OpenAIBatchTier
 

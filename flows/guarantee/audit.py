@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from db.store import Audited, Run, Store
-from tiers.calibration.evalues import Audit, audit_interval, drift
+from tiers.calibration import Audit, audit_interval, drift
 from tiers.screenfile.limits import GuaranteeSection
 
 PROOF = 1e300

@@ -13,7 +13,7 @@ import numpy as np
 from db.store import PEOPLE, Label, LabelSource, Run, Store, StoreError, rubric_digest
 from flows.files.writing import as_it_was
 from flows.guarantee.state import Calibration, disputes, guarantee_of
-from tiers.calibration.reliability import cohen_kappa
+from tiers.calibration import cohen_kappa
 from tiers.screenfile.file import Screen
 
 ANSWERS: dict[str, bool | None] = {

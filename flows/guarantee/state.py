@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from db.store import PEOPLE, Label, LabelSource, Run, Store, StoreError, rubric_digest
-from tiers.calibration.calibrator import Calibrator, Plan, Result, plan_calibration
+from tiers.calibration import Calibrator, Plan, Result, plan_calibration
 from tiers.policy import outcomes
 from tiers.screenfile.file import Screen
 from tiers.screenfile.limits import GuaranteeSection

@@ -10,7 +10,7 @@ import numpy as np
 from db.store import Change, Run, Spent, Step, Store, StoreError, Version, what_if
 from flows.guarantee.certificate import bound_of
 from flows.guarantee.state import not_covered
-from tiers.calibration.calibrator import Thresholds
+from tiers.calibration import Thresholds
 
 
 def change_of(

@@ -15,14 +15,12 @@ from tiers.calibration.guarantee import (
     Guarantee,
     Labels,
     Mask,
-    Mode,
     Result,
     Sample,
     Status,
     Thresholds,
 )
 from tiers.calibration.regions import STEPS, Regions, walk
-from tiers.calibration.reliability import platt
 
 Steps = Generator[Ids, Labels, Result]
 
@@ -32,10 +30,7 @@ def calibrate_accuracy(scores: Floats, guarantee: Guarantee, sample: Sample) -> 
     rng = np.random.default_rng(guarantee.seed)
     ranks = confidence_ranks(scores)
     regions, levels = accuracy_regions(scores, ranks, guarantee.target)
-    if guarantee.mode is Mode.MODEL:
-        last = yield from _believed(regions, scores, guarantee, sample, rng)
-    else:
-        last = yield from walk(regions, sample, guarantee.delta, rng)
+    last = yield from walk(regions, sample, guarantee.delta, rng)
     level = levels[last] if last >= 0 else -1
     return _result(scores, guarantee, sample, ranks, int(level))
 
@@ -73,7 +68,7 @@ def accuracy_regions(scores: Floats, ranks: Ids, target: float) -> tuple[Regions
         return errs
 
     entry = np.searchsorted(levels, first)
-    return Regions(entry, sizes, np.full(len(levels), allowed + 1), wrong, 1.0), levels
+    return Regions(entry, sizes, np.full(len(levels), allowed + 1), wrong), levels
 
 
 def answer(scores: Floats, ranks: Ids, level: int) -> Mask:
@@ -81,22 +76,6 @@ def answer(scores: Floats, ranks: Ids, level: int) -> Mask:
     tier = np.argmax(ranks <= level, axis=1)
     said: Mask = scores[np.arange(len(scores)), tier] >= 0.5
     return said
-
-
-def _believed(
-    regions: Regions,
-    scores: Floats,
-    guarantee: Guarantee,
-    sample: Sample,
-    rng: np.random.Generator,
-) -> Generator[Ids, Labels, int]:
-    """The largest region whose errors are few enough by a fitted curve, on the last tier."""
-    yield from sample.ask(rng.permutation(len(scores))[: guarantee.budget])
-    chances = platt(scores[:, -1], sample.positive | sample.negative, sample.positive)
-    inside = regions.entry[:, None] <= np.arange(len(regions.sizes))
-    errors = (np.minimum(chances, 1 - chances) * ~sample.asked) @ inside
-    fine = np.flatnonzero(errors < regions.claimed)
-    return int(fine[-1]) if fine.size else -1
 
 
 def _thresholds(scores: Floats, ranks: Ids, level: int) -> tuple[Thresholds, ...]:
@@ -119,8 +98,6 @@ def _result(scores: Floats, guarantee: Guarantee, sample: Sample, ranks: Ids, le
     said = answer(scores, ranks, level) & by_proxy
     complete = not (~sample.asked).any() and not sample.refused.any()
     status = Status.CERTIFIED if answered.any() or complete else Status.INFEASIBLE_BUDGET
-    if guarantee.mode is Mode.MODEL:
-        status = Status.ASSUMPTION_BASED
     bound = guarantee.target if by_proxy.any() else 1.0
     return Result(
         guarantee=guarantee,

@@ -6,23 +6,19 @@ a weighted mean of likelihood ratios against a few fixed alternatives, is that o
 tests; Waudby-Smith and Ramdas 2020 (arXiv:2006.04347) treat draws without replacement.
 """
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import numpy as np
 
-from tiers.calibration.draws import Floats, Ids, exact, log_chance, most_positives
+from tiers.calibration.draws import Floats, Ids, log_chance
 
 FACTORS = np.array([0.05, 0.25, 0.5, 0.75])
 """Alternatives: shares of the number of errors that the hypothesis claims."""
 WEIGHTS = np.array([0.15, 0.3, 0.35, 0.2])
-MORE = np.array([1.25, 1.5, 2.0, 4.0])
-"""Alternatives of the drift alarm: multiples of the misses that the promise allows."""
 
 
-def log_evidence_of_fewer(errors: Ids, region: Ids, claimed: Ids, drawn: Ids) -> Floats:
-    """(n,) log evidence that a region holds fewer than `claimed` errors; shapes (n,) or numbers.
+def log_evidence_of_fewer(
+    errors: Ids | int, region: Ids | int, claimed: Ids | int, drawn: Ids | int
+) -> Floats:
+    """(n,) log evidence that a region holds fewer than `claimed` errors; (1,) for whole numbers.
 
     Args:
         errors: found among the drawn.
@@ -38,111 +34,3 @@ def log_evidence_of_fewer(errors: Ids, region: Ids, claimed: Ids, drawn: Ids) ->
     # More errors than any alternative or the hypothesis knows: no evidence of fewer.
     evidence[np.isnan(evidence)] = -np.inf
     return evidence
-
-
-def stream_threshold(positives: Floats, target: float, delta: float) -> float:
-    """The threshold that a stream certifies so far: recall >= target with probability 1 - delta.
-
-    For a threshold t with true share q of positives below it and 1 - target = a, the evidence
-    against q > a is the mean over f of f^x ((1 - f a) / (1 - a))^(n - x), x of n positives being
-    below t. Thresholds are tested from the lowest upwards, each at delta (fixed sequence), with
-    what the evidence ever reached: the answer holds at whatever time one stops.
-
-    Args:
-        positives: (n,) scores of the audited positives in order of arrival, each audited with
-            the same probability, independent of all else.
-        target: recall, in (0, 1).
-        delta: probability that the answer is ever wrong.
-
-    Returns:
-        The threshold: scores strictly below are rejected. -inf if none is certified yet.
-    """
-    edges = np.unique(positives)
-    if not edges.size:
-        return -math.inf
-    misses = float(1 - exact(target))
-    gain = np.log(FACTORS)
-    loss = np.log1p(-FACTORS * misses) - math.log1p(-misses)
-    below, highest = np.zeros(len(edges)), np.full(len(edges), -np.inf)
-    for seen, score in enumerate(positives, start=1):
-        below += score < edges
-        steps = below[:, None] * gain + (seen - below[:, None]) * loss
-        highest = np.maximum(highest, np.log(np.exp(steps) @ WEIGHTS))
-    certified = highest >= -math.log(delta)
-    first_failure = int(np.argmin(certified)) if not certified.all() else len(edges)
-    return float(edges[first_failure - 1]) if first_failure else -math.inf
-
-
-@dataclass(frozen=True)
-class Audit:
-    """One run's audit: a random share of the rejects was sent to the top tier anyway."""
-
-    kept_positives: int
-    """Positives among those that the thresholds kept, by the top tier's answers."""
-    rejects: int
-    """Candidates that the thresholds rejected."""
-    audited: int
-    """Of them, drawn at random and labelled."""
-    lost_positives: int
-    """Positives among the audited."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lost_positives <= self.audited <= self.rejects:
-            raise ValueError(
-                f"an audit found {self.lost_positives} positives among {self.audited} audited of "
-                f"{self.rejects} rejects; each number must be at least the one before it"
-            )
-
-
-def audit_interval(audit: Audit, delta: float) -> tuple[float, float]:
-    """Recall of one run's thresholds: bounds that hold together with probability 1 - delta.
-
-    Exact: Clopper and Pearson's inversion for the draw among the rejects, half of delta a side.
-    Without any positive, recall is undefined: (0, 1) where some may exist, (1, 1) where none can.
-    """
-    rejects, audited, lost = audit.rejects, audit.audited, audit.lost_positives
-    most = most_positives(rejects, audited, lost, delta / 2) if rejects else 0
-    # The fewest positives are the most negatives.
-    fewest = rejects - most_positives(rejects, audited, audited - lost, delta / 2) if rejects else 0
-    kept = audit.kept_positives
-    low = kept / (kept + most) if kept + most else 1.0
-    high = kept / (kept + fewest) if kept + fewest else 1.0
-    return low, high
-
-
-def audit_evidence(audit: Audit, target: float) -> float:
-    """Evidence of one run against "recall >= target", at most 1 on average while that holds.
-
-    Of K positives among the rejects the promise allows floor(kept * (1 - target) / target). The
-    ratio of the chance of the audit under more of them to that under as many grows with the
-    positives found, so its mean is largest, and is 1, at the number allowed. inf is proof.
-    """
-    share = exact(target)
-    allowed = math.floor(audit.kept_positives * (1 - share) / share)
-    if audit.audited == 0 or allowed >= audit.rejects:
-        return 1.0
-    more = np.minimum(np.maximum(np.ceil(MORE * allowed), allowed + 1), audit.rejects)
-    counts = np.concatenate([[allowed], more]).astype(np.int64)
-    logs = log_chance(
-        np.array(audit.lost_positives), np.array(audit.rejects), counts, np.array(audit.audited)
-    )
-    if math.isinf(logs[0]):
-        # More were found than the promise allows in all, or more are there than can be missed.
-        return math.inf if audit.lost_positives > allowed else 0.0
-    return float(np.exp(logs[1:] - logs[0]).mean())
-
-
-def drift(audits: Iterable[Audit], target: float) -> Floats:
-    """(n,) evidence after each of n runs that the promise broke at some run so far.
-
-    The mean over all runs s of the product of the evidence since s, weighted by 1 / (s (s + 1)):
-    one process that finds a break early or late. While every run keeps its recall it ever exceeds
-    1 / delta with probability at most delta, so compare it with 1 / delta for the alarm.
-    """
-    weights_left, started, reached = 1.0, 0.0, []
-    for run, audit in enumerate(audits, start=1):
-        weight = 1 / (run * (run + 1))
-        weights_left -= weight
-        started = (started + weight) * audit_evidence(audit, target)
-        reached.append(started + weights_left)
-    return np.array(reached)

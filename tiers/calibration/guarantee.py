@@ -27,24 +27,12 @@ class Kind(StrEnum):
     """Share of all answers that agree with the labels."""
 
 
-class Mode(StrEnum):
-    """How the promise is made."""
-
-    EXACT = "exact"
-    """One exact test after a sample of bounded size: the fewest labels for a batch."""
-    ANYTIME = "anytime"
-    """Evidence that may be looked at after every label: for streams and scheduled runs."""
-    MODEL = "model"
-    """A fitted curve is believed. No guarantee, and never called one."""
-
-
 class Status(StrEnum):
     """What a result is worth."""
 
     CERTIFIED = "certified"
     INFEASIBLE_BUDGET = "infeasible_budget"
     """No threshold could be certified: nothing is rejected (recall), or answered unseen."""
-    ASSUMPTION_BASED = "assumption_based"
 
 
 @dataclass(frozen=True)
@@ -55,30 +43,17 @@ class Guarantee:
     target: float
     delta: float
     budget: int
-    mode: Mode = Mode.EXACT
     seed: int = 0
     """The permutation is drawn from it once; to try several seeds voids the promise."""
     costs: tuple[float, ...] | None = None
     """Cost of one candidate at each tier, and last of one label; see `prices`."""
-    accept_precision: float | None = None
-    """With it, candidates are accepted early, and at least this share of them is positive. It
-    takes half of delta."""
 
     def __post_init__(self) -> None:
         for name, share in (("target", self.target), ("delta", self.delta)):
             if not 0 < share < 1:
                 raise ValueError(f"{name} {share} is no share; write a number between 0 and 1")
-        if self.accept_precision is not None and not 0 < self.accept_precision < 1:
-            raise ValueError(
-                f"accept_precision {self.accept_precision} is no share; "
-                "write a number between 0 and 1, or leave it out"
-            )
         if self.budget < 0:
             raise ValueError(f"budget {self.budget} is negative; write the number of labels")
-        if self.accept_precision is not None and self.kind is not Kind.RECALL:
-            raise ValueError(
-                f"accept_precision goes with recall, not {self.kind.value}; leave it out"
-            )
 
     def prices(self, tiers: int) -> tuple[float, ...]:
         """(tiers + 1,) cost of one candidate at each tier, and of one label.
@@ -112,6 +87,28 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class RecallEvidence:
+    """The numbers of the test of recall, under the names that the certificate has for them."""
+
+    kth: int
+    """Which drawn positive, from the lowest upwards, is the first to be kept; 0 to keep all."""
+    positives_tested: int
+    """Drawn positives that the test uses, the first of the draw."""
+    positives_known: int
+    """Positives beside them: of the pilot, and the last of the draw."""
+    most_positives: int
+    """Upper bound on the positives of which the tested ones are a random draw."""
+    best_bound: float
+    """The recall that the lowest tested positive certifies; 0 without positives."""
+    drawn_most: int
+    """Upper bound on the positives of which all drawn ones are a random draw."""
+    drawn_known: int
+    """Positives of the pilot."""
+    test_delta: float
+    """Probability that test and upper bound may fail together."""
+
+
+@dataclass(frozen=True)
 class Result:
     """What the labels allow. Every candidate is accepted, rejected or promoted."""
 
@@ -126,8 +123,7 @@ class Result:
     by_proxy: Mask
     """(n,) answered by a cheap tier without a label, either way."""
     certified_bound: float
-    """The kind's certified lower bound, in [0, 1], labelled candidates included; in mode `model`
-    an estimate without a certificate."""
+    """The kind's certified lower bound, in [0, 1], labelled candidates included."""
     threshold_bound: float
     """For recall the bound of the thresholds alone, where labelled positives below them are lost,
     too: what new candidates of the same kind can expect. Else `certified_bound`."""
@@ -136,12 +132,10 @@ class Result:
     positives_found: int
     unlabelled: Ids
     """Ids for which no label could be had; they are promoted, and the promise leaves them out."""
-    accept_bound: float | None = None
-    """Certified precision of the candidates that are accepted early; None without such."""
-    evidence: dict[str, float] = field(default_factory=dict)
-    """The numbers of the test, for the certificate: see docs/guarantees.md."""
+    evidence: RecallEvidence | None = None
+    """None for other kinds than recall."""
     drawn_positives: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Ids of the positives of the random draw, in its order; `recall_of_thresholds` needs them."""
+    """Positives of the random draw, in its order; `bound_of_moved` needs their scores."""
 
     @property
     def rejected(self) -> Mask:

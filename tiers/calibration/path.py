@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 
 from tiers.calibration.draws import Floats
 from tiers.calibration.guarantee import Mask, Thresholds
@@ -20,7 +21,7 @@ WIDTH = 0.5
 
 
 @dataclass(frozen=True)
-class Path:
+class JointPath:
     """`level_of` turns (n, tiers) scores into (n,) levels, `thresholds` a level into thresholds."""
 
     survival: tuple["Survival", ...]
@@ -67,11 +68,9 @@ class Survival:
         """(n,) in [0, 1], NaN for NaN; monotone in the score, whatever the pilot was."""
         if len(self.logits) == 0:
             return scores
-        from scipy.special import ndtr  # 0.1 s, and only several tiers need it
-
         grid = np.unique(scores[~np.isnan(scores)])
         steps = [
-            ndtr((logit(part)[:, None] - self.logits) / self.width).mean(axis=1)
+            scipy.special.ndtr((logit(part)[:, None] - self.logits) / self.width).mean(axis=1)
             for part in np.array_split(grid, max(len(grid) * len(self.logits) // 1_000_000, 1))
         ]
         # The tail would round to one 0; the score breaks such ties.
@@ -99,7 +98,9 @@ def lowest_kept(scores: Floats, kept: Mask) -> Thresholds:
     return Thresholds(reject_below=min(lowest, 1.0))
 
 
-def learn_path(scores: Floats, positive: Mask, *, prices: tuple[float, ...], miss: float) -> Path:
+def learn_path(
+    scores: Floats, positive: Mask, *, prices: tuple[float, ...], miss: float
+) -> JointPath:
     """The path of least predicted cost that loses about `miss` of the pilot's positives.
 
     Args:
@@ -111,7 +112,7 @@ def learn_path(scores: Floats, positive: Mask, *, prices: tuple[float, ...], mis
     tiers = scores.shape[1]
     survival = tuple(_survival(scores[positive, tier]) for tier in range(tiers))
     if tiers == 1 or positive.sum() < FEW:
-        return Path(survival, (1.0,) * tiers)
+        return JointPath(survival, (1.0,) * tiers)
     shares = np.column_stack([s.share_below(scores[:, j]) for j, s in enumerate(survival)])
     unread = np.maximum.accumulate(np.isnan(scores), axis=1)
     shares = np.where(unread, np.inf, shares)
@@ -119,7 +120,7 @@ def learn_path(scores: Floats, positive: Mask, *, prices: tuple[float, ...], mis
         weights: _predicted_cost(shares / np.array(weights), positive, prices, miss)
         for weights in _simplex(tiers)
     }
-    return Path(survival, min(costs, key=lambda weights: costs[weights]))
+    return JointPath(survival, min(costs, key=lambda weights: costs[weights]))
 
 
 def _survival(scores: Floats) -> Survival:

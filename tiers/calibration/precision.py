@@ -19,13 +19,11 @@ from tiers.calibration.guarantee import (
     Guarantee,
     Labels,
     Mask,
-    Mode,
     Result,
     Sample,
     Status,
     Thresholds,
 )
-from tiers.calibration.regions import Regions, precision_regions, walk
 from tiers.calibration.reliability import isotonic, platt
 
 PILOT_SHARE = 0.15
@@ -37,17 +35,6 @@ SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Prefixes of the planned region that are tested."""
 
 Steps = Generator[Ids, Labels, Result]
-
-
-@dataclass(frozen=True)
-class Early:
-    """Candidates accepted before the top tier."""
-
-    region: Mask
-    above: tuple[float | None, ...]
-    """Each tier's accept_above."""
-    bound: float | None
-    """Certified precision; None where nothing is accepted early."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +52,6 @@ class Ranking:
     """Candidates in the order in which they would be accepted; `levels` -inf for never."""
 
     levels: Floats
-    everywhere: bool
-    """Whether labelled positives below the threshold belong to the accepted set, too."""
 
     def open(self, sample: Sample) -> Ids:
         """Unlabelled candidates, the best first."""
@@ -77,9 +62,8 @@ class Ranking:
         """The set above a level, where `drawn` (n,) are those of the random draw."""
         above = self.levels >= level
         known = sample.positive & ~(drawn & above)
-        counted = known if self.everywhere else known & above
         unlabelled = int((above & (~sample.asked | drawn)).sum())
-        return Prefix(level, unlabelled, int(counted.sum()))
+        return Prefix(level, unlabelled, int(known.sum()))
 
 
 def p_value(prefix: Prefix, drawn: int, wrong: int, target: float) -> float:
@@ -88,10 +72,7 @@ def p_value(prefix: Prefix, drawn: int, wrong: int, target: float) -> float:
     fewest = wrong + math.floor((1 - exact(target)) * members) + 1
     if fewest > prefix.unlabelled - (drawn - wrong):
         return 0.0  # so many cannot be there: fewer remain
-    chance = chance_of_at_most(
-        wrong, np.array(prefix.unlabelled), np.array(fewest), np.array(drawn)
-    )  # fmt: skip
-    return float(chance[0])
+    return float(chance_of_at_most(wrong, prefix.unlabelled, fewest, drawn)[0])
 
 
 def precision_bound(prefix: Prefix, drawn: int, wrong: int, delta: float) -> float:
@@ -109,43 +90,12 @@ def calibrate_precision(scores: Floats, guarantee: Guarantee, sample: Sample) ->
     rng = np.random.default_rng(guarantee.seed)
     yield from _pilot(_shuffled(scores[:, -1], rng), guarantee, sample, rng)
     levels, tiers = tier_levels(scores, sample)
-    ranking = Ranking(levels, everywhere=True)
-    if guarantee.mode is Mode.MODEL:
-        cut, bound = yield from _believed(ranking, guarantee, sample)
-    elif guarantee.mode is Mode.ANYTIME:
-        cut, bound = yield from _anytime(ranking, guarantee, sample, rng)
-    else:
-        cut, bound = yield from certify(
-            ranking, sample, guarantee.target, guarantee.delta, sample.left, rng
-        )
+    ranking = Ranking(levels)
+    cut, bound = yield from _certify(ranking, guarantee, sample, rng)
     region = levels >= cut
     rest = ranking.open(sample)
     yield from sample.ask(rest[~region[rest]])
     return _result(scores, guarantee, sample, region, accept_above(scores, tiers, cut), bound)
-
-
-def accept_early(
-    scores: Floats, thresholds: tuple[Thresholds, ...], guarantee: Guarantee, sample: Sample
-) -> Generator[Ids, Labels, Early]:
-    """Thresholds of early accepts, given those of rejection, from a fresh draw at delta / 2."""
-    target = guarantee.accept_precision
-    assert target is not None  # noqa: S101 - the caller's condition
-    rng = np.random.default_rng((guarantee.seed, 1))
-    _, tiers = tier_levels(scores, sample)
-    levels = np.where(reached(scores, thresholds), tiers, -np.inf).max(axis=1)
-    budget = min(sample.left, math.ceil(0.3 * guarantee.budget))
-    cut, bound = yield from certify(
-        Ranking(levels, everywhere=False), sample, target, guarantee.delta / 2, budget, rng
-    )
-    above = accept_above(scores, np.where(reached(scores, thresholds), tiers, -np.inf), cut)
-    return Early(levels >= cut, above, bound)
-
-
-def reached(scores: Floats, thresholds: tuple[Thresholds, ...]) -> Mask:
-    """(n, tiers) whether a candidate is alive at a tier: scored, and rejected by none up to it."""
-    lowest = np.array([-np.inf if t.reject_below is None else t.reject_below for t in thresholds])
-    alive: Mask = np.logical_and.accumulate(scores >= lowest, axis=1)  # false for NaN
-    return alive
 
 
 def tier_levels(scores: Floats, sample: Sample) -> tuple[Floats, Floats]:
@@ -202,24 +152,19 @@ def _pilot(
         empty = empty + 1 if not (labels == 1).any() else 0
 
 
-def certify(
-    ranking: Ranking,
-    sample: Sample,
-    target: float,
-    delta: float,
-    budget: int,
-    rng: np.random.Generator,
+def _certify(
+    ranking: Ranking, guarantee: Guarantee, sample: Sample, rng: np.random.Generator
 ) -> Generator[Ids, Labels, tuple[float, float | None]]:
     """The level from which on everything may be accepted, and its bound; inf and None if none.
 
     Args:
         ranking: candidates in the order of acceptance.
-        sample: labels so far; they are known, not evidence.
-        target: precision.
-        delta: probability of failure.
-        budget: labels for the draw and the band below the region.
+        guarantee: the promise.
+        sample: labels so far; they are known, not evidence. What is left of the budget pays for
+            the draw and for the band below the region.
         rng: for the draw alone.
     """
+    target, delta, budget = guarantee.target, guarantee.delta, sample.left
     plan = _plan(ranking, sample, target, delta, budget)
     if plan is None:
         return math.inf, None
@@ -321,42 +266,6 @@ def _tie_ends(levels: Floats) -> Ids:
     return np.append(np.flatnonzero(np.diff(levels)) + 1, len(levels))
 
 
-def _believed(
-    ranking: Ranking, guarantee: Guarantee, sample: Sample
-) -> Generator[Ids, Labels, tuple[float, float | None]]:
-    """The largest set whose precision is the target by the fitted curve."""
-    rest = ranking.open(sample)
-    yield from sample.ask(rest[:: max(len(rest) // max(sample.left, 1), 1)])
-    chances = _curve(ranking, sample)
-    order = np.argsort(-ranking.levels, kind="stable")
-    order = order[np.isfinite(ranking.levels[order])]
-    if not order.size:
-        return math.inf, None
-    ends = _tie_ends(ranking.levels[order])
-    precise = np.cumsum(chances[order])[ends - 1] / ends >= guarantee.target
-    if not precise.any():
-        return math.inf, None
-    return float(ranking.levels[order[ends[np.flatnonzero(precise)[-1]] - 1]]), guarantee.target
-
-
-def _anytime(
-    ranking: Ranking, guarantee: Guarantee, sample: Sample, rng: np.random.Generator
-) -> Generator[Ids, Labels, tuple[float, float | None]]:
-    """Regions from the top, each with its own evidence, certified in order."""
-    rest = ranking.open(sample)
-    if not rest.size or sample.left <= 0:
-        return math.inf, None
-    ends = _tie_ends(ranking.levels[rest])
-    ends = np.unique(ends[np.searchsorted(ends, np.geomspace(1, len(rest), 30).round())])
-    entry = np.full(len(ranking.levels), len(ends))
-    entry[rest] = np.searchsorted(ends, np.arange(len(rest)), side="right")
-    regions: Regions = precision_regions(entry, ends, guarantee.target)
-    certified = yield from walk(regions, sample, guarantee.delta, rng)
-    if certified < 0:
-        return math.inf, None
-    return float(ranking.levels[rest[ends[certified] - 1]]), guarantee.target
-
-
 def _result(
     scores: Floats,
     guarantee: Guarantee,
@@ -371,8 +280,6 @@ def _result(
         status = Status.INFEASIBLE_BUDGET
         if not (np.isfinite(scores).any(axis=1) & ~sample.asked).any():
             status = Status.CERTIFIED  # every label is known
-    if guarantee.mode is Mode.MODEL:
-        status = Status.ASSUMPTION_BASED
     bound = 1.0 if bound is None else bound  # only labelled positives are accepted then
     return Result(
         guarantee=guarantee,

@@ -13,16 +13,14 @@ from tiers.calibration.guarantee import (
     UNKNOWN,
     Guarantee,
     Labels,
-    Mode,
+    Mask,
+    RecallEvidence,
     Result,
     Sample,
     Status,
     Thresholds,
 )
-from tiers.calibration.path import Path
-from tiers.calibration.precision import Early, accept_early
-from tiers.calibration.recall_modes import anytime, model
-from tiers.calibration.recall_steps import build_result, clean, labels_until, pilot
+from tiers.calibration.path import JointPath, Survival, learn_path
 from tiers.calibration.recall_test import (
     COUNT_SHARE,
     best_kth,
@@ -33,8 +31,9 @@ from tiers.calibration.recall_test import (
     turning_points,
 )
 
-EARLY_SHARE = 0.3
-"""Share of the budget that is kept back for the thresholds of early accepts."""
+PILOT_SHARE = 0.3
+PILOT_POSITIVES = 20
+"""A pilot that has found so many positives knows the tiers well enough."""
 LOOKS = 10
 """Fixed points of the draw at which the number of positives is bounded; the best counts."""
 SEPARATION = 2.0
@@ -76,7 +75,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Test:
+class OrderTest:
     """The order-statistic test as it will be made: the `kth` lowest of the first `drawn` positives.
 
     All positives found beyond the first `drawn` are known, which is worth more than a slightly
@@ -100,7 +99,7 @@ def _most(population: int, drawn: int, found: int, risk: float) -> int:
 
 
 @lru_cache(maxsize=10_000)
-def plan_test(found: int, most: int, known: int, target: float, delta: float) -> Test:
+def plan_test(found: int, most: int, known: int, target: float, delta: float) -> OrderTest:
     """The test with the highest threshold that `found` positives allow.
 
     Args:
@@ -119,7 +118,7 @@ def plan_test(found: int, most: int, known: int, target: float, delta: float) ->
         rest = turning_points(middle, most - spare, target, known + spare)
         worst = failure(kth, middle, rest, target, known=known + spare).max()
         low, high = (low, middle) if worst <= risk else (middle + 1, high)
-    return Test(kth, low, most - (found - low), known + found - low)
+    return OrderTest(kth, low, most - (found - low), known + found - low)
 
 
 @lru_cache(maxsize=1_000)
@@ -129,48 +128,46 @@ def _needed(target: float, delta: float, kth: int) -> int:
 
 def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
     """Ask for labels, then decide. See docs/guarantees.md, section "Recall"."""
-    match guarantee.mode:
-        case Mode.ANYTIME:
-            return (yield from anytime(scores, guarantee, sample))
-        case Mode.MODEL:
-            return (yield from model(scores, guarantee, sample))
-        case Mode.EXACT:
-            return (yield from _exact(scores, guarantee, sample))
-
-
-def _exact(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
-    early = guarantee.accept_precision is not None
-    delta = guarantee.delta / 2 if early else guarantee.delta
     order = np.random.default_rng(guarantee.seed).permutation(len(scores))
-    path, rest = yield from pilot(scores, order, guarantee, sample)
+    path, rest = yield from _pilot(scores, order, guarantee, sample)
     known = int(sample.positive.sum())
-    kept_back = math.ceil(EARLY_SHARE * guarantee.budget) if early else 0
-    draw, test = yield from _draw(
-        rest, known, sample, replace(guarantee, delta=delta), scores.shape[1], kept_back
-    )
+    draw, test = yield from _draw(rest, known, sample, guarantee, scores.shape[1])
     complete = not (~sample.asked).any()
     if complete:
         # Every label is known: the thresholds need not lean on them.
-        risk = level(delta)
+        risk = level(guarantee.delta)
         kth = best_kth(test.drawn, test.most, guarantee.target, risk, known=test.known, kept=False)
         test = replace(test, kth=kth)
-    thresholds = _thresholds(scores, path, rest[: len(draw.labels)], draw, test)
-    accepts = None
-    if early:
-        accepts = yield from accept_early(scores, thresholds, guarantee, sample)
-    yield from clean(scores, path, thresholds, accepts, sample)
-    result = _result(scores, guarantee, sample, thresholds, accepts, test, complete, delta)
     drawn = rest[: len(draw.labels)][draw.labels == 1]
-    most = draw.most(COUNT_SHARE * delta)
-    evidence = result.evidence | {"drawn_most": most, "drawn_known": known, "test_delta": delta}
-    return replace(result, evidence=evidence, drawn_positives=drawn)
+    thresholds = _thresholds(scores, path, drawn[: test.drawn], test.kth)
+    yield from _clean(scores, path, thresholds, sample)
+    evidence = _evidence(draw, test, known, guarantee.delta)
+    result = _result(scores, guarantee, sample, thresholds, evidence, complete)
+    return replace(result, drawn_positives=drawn)
+
+
+def _pilot(
+    scores: Floats, order: Ids, guarantee: Guarantee, sample: Sample
+) -> Generator[Ids, Labels, tuple[JointPath, Ids]]:
+    """With several tiers: labels to learn the path from. They leave the population of the test."""
+    tiers = scores.shape[1]
+    if tiers == 1:
+        return JointPath((Survival(np.zeros(0), 1.0),), (1.0,)), order
+    end, most = 0, min(int(PILOT_SHARE * guarantee.budget), len(order))
+    while end < most and sample.positive.sum() < PILOT_POSITIVES:
+        step = max(_labels_until(PILOT_POSITIVES, int(sample.positive.sum()), end), 8)
+        yield from sample.ask(order[end : min(end + step, most)])
+        end = min(end + step, most)
+    miss = 0.6 * (1 - guarantee.target)
+    prices = guarantee.prices(tiers)
+    return learn_path(scores, sample.positive, prices=prices, miss=miss), order[end:]
 
 
 def _draw(
-    rest: Ids, known: int, sample: Sample, guarantee: Guarantee, tiers: int, kept_back: int
-) -> Generator[Ids, Labels, tuple[Draw, Test]]:
+    rest: Ids, known: int, sample: Sample, guarantee: Guarantee, tiers: int
+) -> Generator[Ids, Labels, tuple[Draw, OrderTest]]:
     """Draw until another label promises less than it costs, by counts alone."""
-    budget = max(min(sample.left - kept_back, len(rest)), 0)
+    budget = max(min(sample.left, len(rest)), 0)
     looks = tuple(sorted({math.ceil(budget * look / LOOKS) for look in range(1, LOOKS + 1)} - {0}))
     risk = COUNT_SHARE * guarantee.delta
     grain = max(budget // 50, 1)
@@ -185,14 +182,21 @@ def _draw(
         wanted = next_stop(draw, test, budget, guarantee, clean=tiers == 1)
         if wanted <= draw.found:
             return draw, test
-        step = min(max(labels_until(wanted, draw.found, draw.drawn) // 2, grain), left)
+        step = min(max(_labels_until(wanted, draw.found, draw.drawn) // 2, grain), left)
         if not draw.found:
             step = min(max(step, wanted), left)
         labels = yield from sample.ask(rest[len(draw.labels) :][:step])
         draw = replace(draw, labels=np.concatenate([draw.labels, labels]))
 
 
-def next_stop(draw: Draw, test: Test, budget: int, guarantee: Guarantee, *, clean: bool) -> int:
+def _labels_until(wanted: int, found: int, drawn: int) -> int:
+    """Labels that bring half of the positives still wanted, at the prevalence seen so far."""
+    return math.ceil((wanted - found) * (drawn + 1) / (2 * found + 1))
+
+
+def next_stop(
+    draw: Draw, test: OrderTest, budget: int, guarantee: Guarantee, *, clean: bool
+) -> int:
     """Positives at which to look again; those found already, if it is best to stop now.
 
     Args:
@@ -230,16 +234,55 @@ def _waste(draw: Draw, drawn: float, lost: float, budget: int, share: float, cle
     return draw.population * survive + drawn * (1 - survive)
 
 
-def _thresholds(
-    scores: Floats, path: Path, ids: Ids, draw: Draw, test: Test
-) -> tuple[Thresholds, ...]:
+def _thresholds(scores: Floats, path: JointPath, drawn: Ids, kth: int) -> tuple[Thresholds, ...]:
     """Only here are the scores of drawn positives looked at."""
-    if test.kth == 0:
+    if kth == 0:
         return tuple(Thresholds() for _ in range(scores.shape[1]))
-    levels = path.level_of(scores)
-    evidence = ids[draw.labels == 1][: test.drawn]
-    lowest = np.sort(levels[evidence])[test.kth - 1]
+    lowest = np.sort(path.level_of(scores)[drawn])[kth - 1]
     return path.thresholds(scores, float(lowest))
+
+
+def kept_by(scores: Floats, thresholds: tuple[Thresholds, ...]) -> Mask:
+    """(n,) candidates that no tier rejects, one after the other.
+
+    A tier without a score sends to a person, so that no later tier rejects.
+    """
+    rejected = np.zeros(len(scores), np.bool_)
+    unread = np.zeros(len(scores), np.bool_)
+    for tier, threshold in enumerate(thresholds):
+        unread |= np.isnan(scores[:, tier])
+        if threshold.reject_below is not None:
+            rejected |= ~unread & (scores[:, tier] < threshold.reject_below)
+    return ~rejected
+
+
+def _clean(
+    scores: Floats,
+    path: JointPath,
+    thresholds: tuple[Thresholds, ...],
+    sample: Sample,
+) -> Generator[Ids, Labels, None]:
+    """Spend what is left on the kept candidates that are most likely false, the lowest first."""
+    kept = kept_by(scores, thresholds) & ~sample.asked
+    ids = np.flatnonzero(kept)
+    levels = path.level_of(scores)[ids]
+    yield from sample.ask(ids[np.argsort(levels, kind="stable")])
+
+
+def _evidence(draw: Draw, test: OrderTest, known: int, delta: float) -> RecallEvidence:
+    best = 0.0
+    if test.drawn:
+        best = bound_of_kth(1, test.drawn, test.most, level(delta), known=test.known)
+    return RecallEvidence(
+        kth=test.kth,
+        positives_tested=test.drawn,
+        positives_known=test.known,
+        most_positives=test.most,
+        best_bound=best,
+        drawn_most=draw.most(COUNT_SHARE * delta),
+        drawn_known=known,
+        test_delta=delta,
+    )
 
 
 def _result(
@@ -247,43 +290,27 @@ def _result(
     guarantee: Guarantee,
     sample: Sample,
     thresholds: tuple[Thresholds, ...],
-    accepts: Early | None,
-    test: Test,
+    evidence: RecallEvidence,
     complete: bool,
-    delta: float,
 ) -> Result:
-    risk = level(delta)
-    bound = bound_of_kth(test.kth, test.drawn, test.most, risk, known=test.known)
-    alone = bound_of_kth(test.kth, test.drawn, test.most, risk, kept=False)
-    best = bound_of_kth(1, test.drawn, test.most, risk, known=test.known) if test.drawn else 0.0
+    test = (evidence.kth, evidence.positives_tested, evidence.most_positives)
+    risk = level(guarantee.delta)
+    bound = bound_of_kth(*test, risk, known=evidence.positives_known)
     done = complete and not sample.refused.any()
-    certified = test.kth > 0 or done
-    evidence = {
-        "kth": test.kth,
-        "positives_tested": test.drawn,
-        "positives_known": test.known,
-        "most_positives": test.most,
-        "best_bound": best,
-    }
-    return build_result(
-        scores,
-        guarantee,
-        sample,
-        _with_accepts(thresholds, accepts),
+    certified = evidence.kth > 0 or done
+    kept = kept_by(scores, thresholds)
+    accepted = (kept & ~sample.negative) | sample.positive | sample.refused
+    return Result(
+        guarantee=guarantee,
         status=Status.CERTIFIED if certified else Status.INFEASIBLE_BUDGET,
-        bound=1.0 if done else max(bound, guarantee.target),
-        alone=alone,
-        accepts=accepts,
+        thresholds=thresholds,
+        accepted=accepted,
+        promoted=accepted & ~sample.positive,
+        by_proxy=~kept & ~sample.asked,
+        certified_bound=1.0 if done else max(bound, guarantee.target),
+        threshold_bound=bound_of_kth(*test, risk, kept=False),
+        labels_used=sample.used,
+        positives_found=int(sample.positive.sum()),
+        unlabelled=np.flatnonzero(sample.refused),
         evidence=evidence,
-    )
-
-
-def _with_accepts(
-    thresholds: tuple[Thresholds, ...], accepts: Early | None
-) -> tuple[Thresholds, ...]:
-    if accepts is None:
-        return thresholds
-    return tuple(
-        replace(threshold, accept_above=above)
-        for threshold, above in zip(thresholds, accepts.above, strict=True)
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiers.calibration.draws import Floats, Ids, exact
+from tiers.calibration.draws import Floats, Ids
 from tiers.calibration.evalues import log_evidence_of_fewer
 from tiers.calibration.guarantee import Labels, Mask, Sample
 
@@ -35,19 +35,6 @@ class Regions:
     """(regions,) errors that would break the promise, at least 1."""
     wrong: Callable[[Ids, Labels], Mask]
     """(drawn,) ids and labels to (drawn, regions): whether the region's answer errs."""
-    outside: float
-    """Cost of a candidate outside of the certified region, in labels: 1 where it gets a label."""
-
-
-def precision_regions(entry: Ids, sizes: Ids, target: float) -> Regions:
-    """Accepted sets: an error is a candidate that is not positive."""
-    share = 1 - exact(target)
-    claimed = sizes * share.numerator // share.denominator + 1
-
-    def wrong(ids: Ids, labels: Labels) -> Mask:
-        return np.repeat((labels != 1)[:, None], len(sizes), axis=1)
-
-    return Regions(entry, sizes, claimed, wrong, 1.0)
 
 
 def walk(
@@ -80,7 +67,7 @@ def walk(
         )[: largest + 1]
         passed = _passed(highest, delta)
         costs = _costs(regions, counts, errors, highest, delta, len(drawn), passed)
-        current = costs[passed] if passed >= 0 else regions.outside * regions.sizes[-1]
+        current = costs[passed] if passed >= 0 else regions.sizes[-1]
         ahead = costs[passed + 1 : largest + 1]
         if not ahead.size or ahead.min() >= current - 1:
             break
@@ -122,6 +109,6 @@ def _costs(
     missing = np.maximum(-math.log(delta) - np.where(np.isfinite(highest), highest, 0.0), 0.0)
     needed = np.where(rate < broken, missing / np.maximum(gain, 1e-12), np.inf)
     needed[: passed + 1] = 0.0
-    outside = regions.outside * (regions.sizes[-1] - regions.sizes)
+    outside = regions.sizes[-1] - regions.sizes  # each candidate gets a label
     total: Floats = outside + counts + needed
     return total
