@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from tiers.sandbox import BoundedSandbox
+from tiers.types import Answer
 
 Json = dict[str, Any]
 
@@ -45,14 +46,6 @@ class Labels(NamedTuple):
 
 YES_NO = Labels(("yes", "no"), (1.0, 0.0))
 DIGITS = Labels(tuple("0123456789"), tuple(digit / 9 for digit in range(10)))
-
-
-class Answer(NamedTuple):
-    """A reading of one position. `score` is None where the probabilities are not numbers."""
-
-    score: float | None
-    reading: str | None
-    mass: float | None
 
 
 def compose(rubric: str, question: str, layout: str | None = None) -> Prompt:
@@ -105,7 +98,9 @@ def in_chat(prompt: Prompt, chat_template: str, *, eos: str = "") -> Prompt:
 
 
 def read_labels(logprobs: NDArray[np.float64], label: Sequence[int], labels: Labels) -> Answer:
-    """Expected score over the labels, their share of all probability, and the likeliest label.
+    """Expected score over the labels, the likeliest of them, and the label mass.
+
+    All None where a probability is no number.
 
     Args:
         logprobs: (tokens,) log-probability of each spelling over the whole vocabulary.
@@ -113,11 +108,11 @@ def read_labels(logprobs: NDArray[np.float64], label: Sequence[int], labels: Lab
         labels: the answers.
     """
     if not np.isfinite(logprobs).any() or np.isnan(logprobs).any():
-        return Answer(None, None, None)
+        return Answer()
     share = np.bincount(label, weights=np.exp(logprobs), minlength=len(labels.names))
     mass = float(share.sum())
     if mass <= 0.0:
-        return Answer(None, None, 0.0)
+        return Answer(mass=0.0)
     score = float(share @ np.asarray(labels.values)) / mass
     return Answer(min(max(score, 0.0), 1.0), labels.names[int(share.argmax())], min(mass, 1.0))
 

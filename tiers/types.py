@@ -23,6 +23,18 @@ class Candidate(NamedTuple):
     text: str
 
 
+class Answer(NamedTuple):
+    """What was read of one reply. Without a score nothing can be read; `note` may then say why."""
+
+    score: float | None = None
+    """In [0, 1]."""
+    reading: str | None = None
+    """The answer as read: yes, no, a digit, or the JSON object."""
+    mass: float | None = None
+    """Label mass: total probability of the answers asked for, in [0, 1]; None if not known."""
+    note: str | None = None
+
+
 class Judgement(NamedTuple):
     """What one tier said about one text. A named tuple, because 200,000 of them cross a pipe."""
 
@@ -31,9 +43,8 @@ class Judgement(NamedTuple):
     score: float | None
     """In [0, 1]; None where the tier gave no readable answer: `error` then says why."""
     reading: str | None = None
-    """The answer as read: yes, no, a digit, or the JSON object."""
+    """As in `Answer`, and so the label mass."""
     mass: float | None = None
-    """Probability that the model gave to the answers asked for, in [0, 1]; None if not known."""
     prompt_tokens: int = 0
     """All tokens of the prompt, those served from the shared prefix's cache included."""
     cached_tokens: int = 0

@@ -22,7 +22,7 @@ from tiers.backends.vllm.vocabulary import LabelTokens, Vocabulary
 from tiers.host import HostedTier
 from tiers.prompt import DIGITS, YES_NO, compose, question_for
 from tiers.screenfile.tiers import VllmTier
-from tiers.types import Candidate, Judgement, TierError
+from tiers.types import Answer, Candidate, Judgement, TierError
 
 from .conftest import OPTIONS, RUBRIC, job
 from .tiny import CONTROL
@@ -245,8 +245,8 @@ def test_what_is_no_probability_is_never_a_score(opened: Opened, said: float | N
         del named[labels.tokens[-1]]
     else:
         named[labels.tokens[-1]] = SimpleNamespace(logprob=said)
-    assert labels.read(named) == (None, None, None)
-    assert labels.read({}) == (None, None, None)
+    assert labels.read(named) == Answer()
+    assert labels.read({}) == Answer()
 
 
 def test_labels_cover_every_spelling_that_is_one_token(opened: Opened, model: Path) -> None:

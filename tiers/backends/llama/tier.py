@@ -19,7 +19,6 @@ from tiers.prompt import (
     DIGITS,
     VERDICT_LEAD,
     YES_NO,
-    Answer,
     Labels,
     Prompt,
     compose,
@@ -31,7 +30,9 @@ from tiers.prompt import (
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import LlamaTier
 from tiers.tier import Inspection, Job, Tier
-from tiers.types import Candidate, Judgement, TierError
+from tiers.types import Answer, Candidate, Judgement, TierError
+
+NO_NUMBER = "the model's answer is not a number"
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class LabelTokens:
         """Score, reading and label mass of one row of logits over the whole vocabulary."""
         top = float(logits.max())
         if not math.isfinite(top):
-            return Answer(None, None, None)
+            return Answer()
         shifted = logits - top
         total = math.log(float(np.exp(shifted).sum(dtype=np.float64)))
         return read_labels(shifted[self.tokens].astype(np.float64) - total, self.label, self.labels)
@@ -253,15 +254,8 @@ class Scorer:
         for row, candidate in ending:
             answer = self._labels.read(self._engine.logits(row))
             self._engine.drop(candidate)
-            yield Judgement(
-                candidate.id,
-                *answer,
-                prompt_tokens=self._shared + len(candidate.tokens),
-                cached_tokens=self._shared,
-                seconds=candidate.seconds,
-                error=None if answer.score is not None else "the model's answer is not a number",
-                note=candidate.note,
-            )
+            error = None if answer.score is not None else NO_NUMBER
+            yield _judgement(candidate, self._shared, answer, error)
         ending.clear()
 
 
@@ -370,7 +364,7 @@ class Writer:
     def _ended(self, reply: Reply) -> Judgement | None:
         """The judgement, once the reply is a whole object, or cannot become one."""
         if reply.answer is None or reply.answer.score is None:
-            return self._judgement(reply, error="the model's answer is not a number")
+            return self._judgement(reply, error=NO_NUMBER)
         if self._model.ends(reply.tokens[-1]) or reply.text.rstrip().endswith(b"}"):
             try:
                 fields = orjson.loads(reply.text)
@@ -387,31 +381,37 @@ class Writer:
     def _judgement(
         self, reply: Reply, *, fields: dict[str, Any] | None = None, error: str | None = None
     ) -> Judgement:
-        candidate, answer = reply.candidate, reply.answer
-        score = answer.score if answer is not None and error is None else None
-        reading = None
-        if fields is not None and score is not None:
-            confidence = round(max(score, 1 - score), 4)
+        answer = (reply.answer or Answer())._replace(reading=None)
+        if error is not None:
+            answer = answer._replace(score=None)
+        elif fields is not None and answer.score is not None:
+            confidence = round(max(answer.score, 1 - answer.score), 4)
             verdict = {"verdict": fields.pop("verdict"), "confidence": confidence}
-            reading = orjson.dumps(verdict | fields).decode()
-        return Judgement(
-            candidate.id,
-            score,
-            reading,
-            answer.mass if answer is not None else None,
-            prompt_tokens=self._shared + len(candidate.tokens),
-            cached_tokens=self._shared,
-            completion_tokens=len(reply.tokens),
-            seconds=candidate.seconds,
-            error=error,
-            note=candidate.note,
-        )
+            answer = answer._replace(reading=orjson.dumps(verdict | fields).decode())
+        return _judgement(reply.candidate, self._shared, answer, error, len(reply.tokens))
 
     def _release(self, reply: Reply) -> None:
         if reply.sampler:
             self._grammar.free(reply.sampler)
         self._engine.drop(reply.candidate)
         self._replies.remove(reply)
+
+
+def _judgement(
+    candidate: Prepared, shared: int, answer: Answer, error: str | None, written: int = 0
+) -> Judgement:
+    return Judgement(
+        candidate.id,
+        score=answer.score,
+        reading=answer.reading,
+        mass=answer.mass,
+        prompt_tokens=shared + len(candidate.tokens),
+        cached_tokens=shared,
+        completion_tokens=written,
+        seconds=candidate.seconds,
+        error=error,
+        note=candidate.note,
+    )
 
 
 def _config(job: Job) -> LlamaTier:

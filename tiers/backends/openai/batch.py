@@ -19,7 +19,6 @@ import orjson
 from tiers.backends.openai.account import config_of, conversation, hide, key_of, prepare
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
-    Conversation,
     Dialect,
     Unreadable,
     usage_of,
@@ -27,7 +26,7 @@ from tiers.backends.openai.chat import (
 from tiers.backends.openai.tier import identity
 from tiers.screenfile.tiers import OpenAIBatchTier
 from tiers.tier import Job
-from tiers.types import Candidate, Judgement, TierError
+from tiers.types import Answer, Candidate, Judgement, TierError
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled", "gone"})
 TOO_MUCH = "token_limit_exceeded"
@@ -325,21 +324,27 @@ class BatchServer:
 
     def _read(self, number: int, body: Mapping[str, Any]) -> Judgement:
         usage, untold = usage_of(body)
-        charged = (usage.prompt, usage.cached, usage.completion, usage.reasoning)
+        answer, error = Answer(), None
         try:
             choice = body["choices"][0]
-            talk: Conversation = (
-                self._probable if self._probable.has_probabilities(choice) else self._written
-            )
-            score, reading, mass, note = talk.read(choice)
-        except Unreadable as error:
-            said = self._shown(str(error))
-            return Judgement(number, None, None, None, *charged, error=said, note=untold)
+            probable = self._probable.has_probabilities(choice)
+            answer = (self._probable if probable else self._written).read(choice)
+        except Unreadable as unreadable:
+            error = self._shown(str(unreadable))
         except (AttributeError, LookupError, TypeError, ValueError):
-            said = f"the reply is of another shape: {self._shown(orjson.dumps(body).decode())}"
-            return Judgement(number, None, None, None, *charged, error=said, note=untold)
-        notes = "; ".join(filter(None, (note, untold))) or None
-        return Judgement(number, score, reading, mass, *charged, note=notes)
+            error = f"the reply is of another shape: {self._shown(orjson.dumps(body).decode())}"
+        return Judgement(
+            number,
+            score=answer.score,
+            reading=answer.reading,
+            mass=answer.mass,
+            prompt_tokens=usage.prompt,
+            cached_tokens=usage.cached,
+            completion_tokens=usage.completion,
+            reasoning_tokens=usage.reasoning,
+            error=error,
+            note="; ".join(filter(None, (answer.note, untold))) or None,
+        )
 
     def _object(self, content: bytes) -> dict[str, Any]:
         """The object that an answer of status 200 holds.

@@ -19,6 +19,7 @@ from tiers.prompt import (
 )
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier, RemoteTier
+from tiers.types import Answer
 
 CHARACTERS_PER_TOKEN = 4
 """A guess for texts whose tokenizer is the server's: only for lengths, limits and reserves."""
@@ -104,17 +105,8 @@ class Usage(NamedTuple):
         return Usage(*(mine + its for mine, its in zip(self, other, strict=True)))
 
 
-class Reading(NamedTuple):
-    """What one reply says."""
-
-    score: float
-    reading: str
-    mass: float | None = None
-    note: str | None = None
-
-
 class Conversation:
-    """Turns candidates into bodies and replies into readings, for one tier and one dialect."""
+    """Turns candidates into bodies and replies into answers, for one tier and one dialect."""
 
     def __init__(self, rubric: str, config: AnyRemote, dialect: Dialect, cache_key: str) -> None:
         self.dialect = dialect
@@ -153,7 +145,7 @@ class Conversation:
         inside = [orjson.dumps(text)[1:-1] for text in texts]
         return self._before + self._between.join(inside) + self._after
 
-    def read(self, choice: Mapping[str, Any]) -> Reading:
+    def read(self, choice: Mapping[str, Any]) -> Answer:
         """Read one choice of a reply.
 
         Raises:
@@ -231,15 +223,15 @@ class Conversation:
         shape = {"name": "verdict", "strict": True, "schema": reply_schema(self._fields)}
         return {"type": "json_schema", "json_schema": shape}
 
-    def _from_probabilities(self, listed: Iterable[tuple[str, float]]) -> Reading:
+    def _from_probabilities(self, listed: Iterable[tuple[str, float]]) -> Answer:
         answer = read_listed(listed, self._spelled, self.labels)
-        if answer.score is None or answer.reading is None:
+        if answer.score is None:
             names = " nor ".join((self.labels.names[0], self.labels.names[-1]))
             why = f"neither {names} is among the likeliest tokens of the reply"
             raise Unreadable(answer.note or why)
-        return Reading(answer.score, answer.reading, answer.mass, answer.note)
+        return answer
 
-    def _from_text(self, content: Any, lists: "Lists", finish: Any) -> Reading:
+    def _from_text(self, content: Any, lists: "Lists", finish: Any) -> Answer:
         if not isinstance(content, str) or not content.strip():
             raise Unreadable("the reply is empty")
         led = self._config.api == "completions"
@@ -259,31 +251,29 @@ class Conversation:
             return self._with_probability(said, lists, led=led)
         return self._as_written(said)
 
-    def _with_probability(self, said: Json, lists: "Lists", *, led: bool) -> Reading:
+    def _with_probability(self, said: Json, lists: "Lists", *, led: bool) -> Answer:
         """The score is the probability of the verdict's own token, wherever it stands."""
         listed = lists[0][1] if led else _verdict_list(lists)
-        answer = (
-            None if listed is None else read_listed(_begun(listed), {"yes": 0, "no": 1}, YES_NO)
-        )
-        if answer is None or answer.score is None:
+        answer = read_listed(_begun(listed or ()), {"yes": 0, "no": 1}, YES_NO)
+        if answer.score is None:
             why = "the verdict's own probability is not among those of the reply"
-            raise Unreadable((answer and answer.note) or why)
+            raise Unreadable(answer.note or why)
         confidence = round(max(answer.score, 1 - answer.score), 4)
         reading = {"verdict": said.pop("verdict"), "confidence": confidence, **said}
-        return Reading(answer.score, orjson.dumps(reading).decode(), answer.mass, answer.note)
+        return answer._replace(reading=orjson.dumps(reading).decode())
 
-    def _as_written(self, said: Json) -> Reading:
+    def _as_written(self, said: Json) -> Answer:
         """The score of a server without probabilities: what the model wrote of itself."""
         reading = orjson.dumps(said).decode()
         note = "no probabilities from the server: the score is what the model wrote"
         score = said.get("score")
         if self._config.ask == "score" and isinstance(score, int | float) and 0 <= score <= 9:
-            return Reading(score / 9, reading, None, note)
+            return Answer(score / 9, reading, note=note)
         sure = said.get("confidence")
         known = isinstance(sure, int | float) and not isinstance(sure, bool) and 0 <= sure <= 1
         confidence = max(float(sure), 0.5) if known and sure is not None else 1.0
-        return Reading(
-            confidence if said["verdict"] == "yes" else 1 - confidence, reading, None, note
+        return Answer(
+            confidence if said["verdict"] == "yes" else 1 - confidence, reading, note=note
         )
 
 
@@ -291,18 +281,9 @@ Lists = list[tuple[str, list[tuple[str, float]]]]
 """For each token of a reply: the token, and the likeliest ones with their log-probabilities."""
 
 
-class ListedAnswer(NamedTuple):
-    """An answer read from a list of the likeliest tokens; without a score, the note may say why."""
-
-    score: float | None
-    reading: str | None
-    mass: float | None
-    note: str | None = None
-
-
 def read_listed(
     listed: Iterable[tuple[str, float]], spelled: Mapping[str, int], labels: Labels
-) -> ListedAnswer:
+) -> Answer:
     """Score the labels by the likeliest tokens alone.
 
     A spelling outside the list is at most as likely as the least likely in it, and all together
@@ -319,7 +300,7 @@ def read_listed(
     for token, logprob in listed:
         if not logprob > NO_PROBABILITY:  # NaN too
             if token in spelled:
-                return ListedAnswer(None, None, None)
+                return Answer()
             continue
         probability = math.exp(min(logprob, 1.0))
         total += probability
@@ -329,22 +310,22 @@ def read_listed(
             share[number] += probability
             found = True
     if total > MOST_PROBABILITY:
-        return ListedAnswer(None, None, None, "its probabilities add up to more than 1")
+        return Answer(note="its probabilities add up to more than 1")
     if not found:
-        return ListedAnswer(None, None, None)
+        return Answer()
     mass = min(sum(share), 1.0)
     reading = labels.names[max(range(len(share)), key=share.__getitem__)]
     missing = [value for value, each in zip(labels.values, share, strict=True) if not each]
     known = sum(each * value for each, value in zip(share, labels.values, strict=True))
     if not missing:
-        return ListedAnswer(min(known / mass, 1.0), reading, mass)
+        return Answer(min(known / mass, 1.0), reading, mass)
     rest = min(least * len(missing), max(1.0 - total, 0.0))
     ends = [(known + rest * value) / (mass + rest) for value in (min(missing), max(missing))]
     low, high = min(*ends, known / mass), min(max(*ends, known / mass), 1.0)
     note = (
         f"labels outside the list: score {low:.3f} to {high:.3f}" if high - low > UNSURE else None
     )
-    return ListedAnswer((low + high) / 2, reading, mass, note)
+    return Answer((low + high) / 2, reading, mass, note)
 
 
 def clean(text: str) -> str:

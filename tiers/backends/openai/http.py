@@ -28,7 +28,6 @@ from tiers.backends.openai.address import (
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
     Dialect,
-    Reading,
     Unreadable,
     Usage,
     usage_of,
@@ -36,7 +35,7 @@ from tiers.backends.openai.chat import (
 from tiers.backends.openai.pacing import backoff
 from tiers.screenfile.tiers import HttpTier
 from tiers.tier import Job
-from tiers.types import Candidate, Judgement, TierError
+from tiers.types import Answer, Candidate, Judgement, TierError
 
 TURN_SECONDS = 0.05
 TURN_ROWS = 512
@@ -51,6 +50,7 @@ FIRST_ANSWER_SECONDS = 10.0
 NAME_SHOWN = 100
 
 NOTHING = Usage()
+NO_ANSWER = Answer()
 
 
 @dataclass(slots=True)
@@ -351,14 +351,14 @@ class Http:
         self._grouped |= len(ask.texts) > 1
         for i, sent in enumerate(ask.texts):
             try:
-                reading = self._talk.read(choices[i])
+                answer = self._talk.read(choices[i])
             except Unreadable as error:
                 self._no_verdict(sent, str(error), seconds)
             except (KeyError, TypeError, AttributeError, ValueError):
                 self._no_verdict(sent, "the reply is not shaped as the protocol says", seconds)
             else:
                 self._readable += 1
-                self._ready.append(_judgement(sent, seconds, reading=reading))
+                self._ready.append(_judgement(sent, seconds, answer))
 
     def _settle(self, ask: Ask, choice: Mapping[str, Any]) -> bool:
         """See from the first reply what the server gives; without probabilities, ask otherwise."""
@@ -503,26 +503,25 @@ def _place(choice: Mapping[str, Any], place: int) -> int:
 def _judgement(
     sent: Sent,
     seconds: float,
+    answer: Answer = NO_ANSWER,
     *,
-    reading: Reading | None = None,
     error: str | None = None,
     failed: bool = False,
 ) -> Judgement:
     usage = NOTHING if sent.untold else sent.usage
-    notes = [note for note in (sent.note, reading and reading.note, sent.untold) if note]
     return Judgement(
         sent.id,
-        reading.score if reading else None,
-        reading.reading if reading else None,
-        reading.mass if reading else None,
-        usage.prompt,
-        usage.cached,
-        usage.completion,
-        usage.reasoning,
-        seconds,
-        error,
-        failed,
-        "; ".join(notes) or None,
+        score=answer.score,
+        reading=answer.reading,
+        mass=answer.mass,
+        prompt_tokens=usage.prompt,
+        cached_tokens=usage.cached,
+        completion_tokens=usage.completion,
+        reasoning_tokens=usage.reasoning,
+        seconds=seconds,
+        error=error,
+        failed=failed,
+        note="; ".join(filter(None, (sent.note, answer.note, sent.untold))) or None,
     )
 
 

@@ -199,7 +199,9 @@ class Vllm:
             judged.append(
                 Judgement(
                     each.id,
-                    *answer,
+                    score=answer.score,
+                    reading=answer.reading,
+                    mass=answer.mass,
                     prompt_tokens=len(output.prompt_token_ids),
                     cached_tokens=output.num_cached_tokens or 0,
                     completion_tokens=1,

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tiers.prompt import Answer, Labels, Prompt, read_labels
+from tiers.prompt import Labels, Prompt, read_labels
 from tiers.screenfile.tiers import VllmTier
-from tiers.types import MissingExtra, TierError
+from tiers.types import Answer, MissingExtra, TierError
 
 
 class Vocabulary:
@@ -139,7 +139,7 @@ class LabelTokens:
         """
         logprobs = np.array([getattr(named.get(t), "logprob", np.nan) for t in self.tokens])
         if not np.isfinite(logprobs).all() or logprobs.min() <= -9999:
-            return Answer(None, None, None)
+            return Answer()
         return read_labels(logprobs, self.label, self.labels)
 
 
