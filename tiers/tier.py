@@ -1,11 +1,13 @@
 """The seam between flow and engines: one verb, `judge`, and `close`. Knows no backend."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from tiers.screenfile.file import Screen
-from tiers.screenfile.tiers import AnyTier
+from tiers.screenfile.tiers import AnyTier, TierSection
 from tiers.types import Candidate, Judgement
+
+Config = TypeVar("Config", bound=TierSection)
 
 
 class Tier(Protocol):
@@ -47,6 +49,17 @@ class Job(NamedTuple):
 
     rubric: str
     config: AnyTier
+
+
+def config_of(job: Job, kind: type[Config]) -> Config:
+    """The tier's section of the screen file, as the kind that a backend is for.
+
+    Raises:
+        TypeError: it is of another kind.
+    """
+    if not isinstance(job.config, kind):
+        raise TypeError(f"no {kind.__name__}: {job.config!r}")
+    return job.config
 
 
 def job_of(screen: Screen, position: int) -> Job:

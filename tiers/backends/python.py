@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tiers.screenfile.tiers import PythonTier
-from tiers.tier import Inspection, Job, Tier
+from tiers.tier import Inspection, Job, Tier, config_of
 from tiers.types import Candidate, Judgement, TierError
 
 
 def identity(job: Job) -> dict[str, Any]:
     """The class, its options, the rubric, and its `version`, or else its module's source."""
-    config = _config(job)
+    config = config_of(job, PythonTier)
     loaded = _load(config)
     source = Path(str(inspect_module.getfile(loaded))).read_bytes()
     return {
@@ -29,7 +29,7 @@ def identity(job: Job) -> dict[str, Any]:
 
 def inspect(job: Job, _text: str) -> Inspection:
     """Import the class and say which it is."""
-    config = _config(job)
+    config = config_of(job, PythonTier)
     _load(config)
     return Inspection(f"{config.path} from {config.folder}")
 
@@ -43,7 +43,7 @@ class Python:
     """Adapter from the user's class to the tier protocol; refuses what is no judgement."""
 
     def __init__(self, job: Job) -> None:
-        config = _config(job)
+        config = config_of(job, PythonTier)
         self._name = config.path
         self._tier = _load(config)(job.rubric, **config.options)
         self.rates: Mapping[str, float] = {}
@@ -84,12 +84,6 @@ def _checked(score: Any) -> dict[str, Any]:
     if value < 0 or value > 1:  # NaN passes: the store keeps it as a review
         return {"score": None, "error": f"score {value} is outside 0 to 1"}
     return {"score": value}
-
-
-def _config(job: Job) -> PythonTier:
-    if not isinstance(job.config, PythonTier):
-        raise TypeError(f"not a python tier: {job.config!r}")
-    return job.config
 
 
 def _load(config: PythonTier) -> Any:

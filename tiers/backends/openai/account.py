@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import SplitResult, urlsplit
 
 from tiers.backends.openai.chat import CHARACTERS_PER_TOKEN, AnyRemote, Conversation, Dialect, clean
+from tiers.backends.tokens import EMPTY, cut
 from tiers.screenfile.profiles import PROFILES, TRUSTED_HOSTS
 from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier
 from tiers.tier import Job
@@ -142,7 +143,7 @@ def prepare(candidate: Candidate, config: AnyRemote) -> "tuple[str, str | None] 
     """
     text, longest = candidate.text, config.max_candidate_tokens * CHARACTERS_PER_TOKEN
     if not text.strip():
-        return Judgement(candidate.id, None, error="empty text")
+        return Judgement(candidate.id, None, error=EMPTY)
     note = None
     if len(text) > longest:
         if config.too_long == "review":
@@ -150,8 +151,7 @@ def prepare(candidate: Candidate, config: AnyRemote) -> "tuple[str, str | None] 
             said += f"{config.max_candidate_tokens:,} of max_candidate_tokens; raise it or write "
             return Judgement(candidate.id, None, error=f"{said}too_long: head_tail")
         note = f"cut from {len(text):,} to {longest:,} characters"
-        head = longest if config.too_long == "head" else (longest + 1) // 2
-        text = text[:head] + text[len(text) - (longest - head) :]
+        text = cut(text, longest, config.too_long)
     safe = clean(text)
     if safe is not text and safe != text:
         note = f"{note}; control strings broken up" if note else "control strings broken up"

@@ -9,6 +9,7 @@ import orjson
 
 from tiers.prompt import (
     DIGITS,
+    MARK,
     VERDICT_LEAD,
     YES_NO,
     Labels,
@@ -16,6 +17,7 @@ from tiers.prompt import (
     compose,
     question_for,
     reply_schema,
+    scored_reply,
 )
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier, RemoteTier
@@ -194,7 +196,7 @@ class Conversation:
     def _envelope(self, cache_key: str) -> tuple[bytes, bytes, bytes]:
         """The body's bytes before, between and after the candidates' texts."""
         config, dialect = self._config, self.dialect
-        text = mark = "\u2063prompt\u2063"
+        text = MARK
         settings: Json = {"model": config.model}
         if config.api == "completions":
             settings |= {"prompt": [text], "logprobs": dialect.top_logprobs or None}
@@ -213,7 +215,7 @@ class Conversation:
         settings |= config.extra
         kept = {k: v for k, v in settings.items() if k not in dialect.plain and v is not None}
         whole = orjson.dumps(kept)
-        before, after = whole.split(mark.encode())
+        before, after = whole.split(MARK.encode())
         head, tail = (orjson.dumps(part)[1:-1] for part in self.prompt[:2])
         return before + head, tail + b'","' + head, tail + after
 
@@ -258,9 +260,7 @@ class Conversation:
         if answer.score is None:
             why = "the verdict's own probability is not among those of the reply"
             raise Unreadable(answer.note or why)
-        confidence = round(max(answer.score, 1 - answer.score), 4)
-        reading = {"verdict": said.pop("verdict"), "confidence": confidence, **said}
-        return answer._replace(reading=orjson.dumps(reading).decode())
+        return answer._replace(reading=scored_reply(said, answer.score))
 
     def _as_written(self, said: Json) -> Answer:
         """The score of a server without probabilities: what the model wrote of itself."""
