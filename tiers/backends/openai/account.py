@@ -15,6 +15,8 @@ from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 HIDDEN = "(key)"
+SHOWN = 300
+"""Characters of a server's own words in a message."""
 PART = 10
 """So many characters of a key in a row are its own: beginnings such as `sk-proj-` are shorter."""
 
@@ -111,6 +113,11 @@ def _is_this_machine(parts: SplitResult) -> bool:
         return ipaddress.ip_address(str(parts.hostname)).is_loopback
     except ValueError:
         return parts.hostname == "localhost"
+
+
+def shown(text: str, key: str | None) -> str:
+    """The first words of what a server says, without the key."""
+    return hide(" ".join(text.split()), key)[:SHOWN]
 
 
 def hide(text: str, key: str | None) -> str:

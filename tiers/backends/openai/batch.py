@@ -16,13 +16,14 @@ from typing import Any
 import openai
 import orjson
 
-from tiers.backends.openai.account import config_of, conversation, hide, key_of, prepare
+from tiers.backends.openai.account import config_of, conversation, key_of, prepare, shown
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
     Dialect,
     Unreadable,
     usage_of,
 )
+from tiers.backends.openai.errors import Failure, error_of
 from tiers.backends.openai.tier import identity
 from tiers.screenfile.tiers import OpenAIBatchTier
 from tiers.tier import Job
@@ -33,14 +34,11 @@ TOO_MUCH = "token_limit_exceeded"
 """The code of a batch that was refused because the account has too many tokens waiting."""
 LISTED = 500
 """How many of the account's newest batches are looked through for one of ours."""
-SHOWN = 300
 NO_BATCHES = frozenset({404, 405, 501})
 """What a server answers that has no Files and Batches."""
 TRANSPORT = frozenset({"httpx", "httpx2"})
 """The packages that openai sends by: their errors come through while an answer is read."""
 NOT_FOUND = 404
-PASSING = frozenset({408, 409, 425, 429})
-"""Refusals that may be other in a while."""
 GONE = "gone"
 """The state of a batch that the account does not have any more."""
 REPLY_BYTES = 16 << 20
@@ -384,7 +382,7 @@ class BatchServer:
 
     def _shown(self, text: str) -> str:
         """The first words, without the key that servers repeat in them."""
-        return hide(" ".join(text.split()), self._key)[:SHOWN]
+        return shown(text, self._key)
 
     @property
     def _where(self) -> str:
@@ -413,22 +411,19 @@ class BatchServer:
 
     def _of_status(self, error: openai.APIStatusError) -> Exception:
         said, status, where = self._shown(str(error)), error.status_code, self._where
-        if 300 <= status < 400:
-            place = self._shown(error.response.headers.get("location", "another address"))
-            return TierError(
-                f"{where} sends us on to {place}; the key is not carried there. Write the right "
-                "address as base_url"
-            )
-        if status in (401, 403):
-            return TierError(f"{where} refuses the key ({said}); check {self._config.key_name}")
-        if (status >= 500 and status not in NO_BATCHES) or status in PASSING:
-            return TryLater(f"{where}: {said}")
-        message = f"{where} refuses the request: {said}"
+        to = self._shown(error.response.headers.get("Location", "another address"))
+        found = error_of(status, said, self._config, where=where, to=to)
+        if isinstance(found, TierError):
+            return found
         if status in NO_BATCHES and "model" not in said:
             message = (
                 f"{where} has no Files and Batches, or not this one: {said}; ask a server without "
                 "them with backend: http"
             )
+        elif isinstance(found, Failure) and status not in NO_BATCHES:
+            return TryLater(f"{where}: {said}")
+        else:
+            message = f"{where} refuses the request: {said}"
         return Refused(message, said, status)
 
 

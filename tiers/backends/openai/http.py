@@ -17,14 +17,7 @@ import orjson
 import uvloop
 
 from tiers.backends.openai.account import conversation, hide, key_of, prepare
-from tiers.backends.openai.address import (
-    ERROR_BYTES,
-    Address,
-    Failure,
-    Refusal,
-    Unfit,
-    read_bounded,
-)
+from tiers.backends.openai.address import ERROR_BYTES, Address, read_bounded
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
     Dialect,
@@ -32,6 +25,7 @@ from tiers.backends.openai.chat import (
     Usage,
     usage_of,
 )
+from tiers.backends.openai.errors import Failure, Refusal, Unfit
 from tiers.backends.openai.pacing import backoff
 from tiers.screenfile.tiers import HttpTier
 from tiers.tier import Job
