@@ -63,5 +63,20 @@ class TierError(Exception):
     """A tier cannot go on: what was wrong, where, and what to do. Nothing is decided by it."""
 
 
+class Refused(TierError):
+    """A server does not take a request, so that nothing came of it."""
+
+    def __init__(self, message: str, said: str, status: int) -> None:
+        super().__init__(message)
+        self.said = said
+        """The server's own words."""
+        self.status = status
+        """Of HTTP."""
+
+
+class TryLater(Exception):
+    """A server does not answer well at the moment."""
+
+
 class MissingExtra(TierError):
     """A tier needs a package that is not installed; the message holds the install command."""

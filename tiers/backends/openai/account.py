@@ -21,17 +21,17 @@ PART = 10
 """So many characters of a key in a row are its own: beginnings such as `sk-proj-` are shorter."""
 
 
-def config_of(job: Job) -> AnyRemote:
+def remote_config(job: Job) -> AnyRemote:
     """The tier's section of the screen file."""
     if not isinstance(job.config, HttpTier | OpenAIBatchTier):
-        raise TypeError(f"not a remote tier: {job.config!r}")
+        raise TypeError(f"no remote tier: {job.config!r}")
     return job.config
 
 
 def conversation(job: Job, dialect: Dialect) -> Conversation:
     """How this tier talks to a server of that dialect."""
     key = hashlib.sha256(job.rubric.encode()).hexdigest()[:32]
-    return Conversation(job.rubric, config_of(job), dialect, f"tamis-{key}")
+    return Conversation(job.rubric, remote_config(job), dialect, f"tamis-{key}")
 
 
 def key_of(config: AnyRemote) -> str | None:

@@ -28,7 +28,7 @@ from tiers.backends.openai.chat import (
 from tiers.backends.openai.errors import Failure, Refusal, Unfit
 from tiers.backends.openai.pacing import backoff
 from tiers.screenfile.tiers import HttpTier
-from tiers.tier import Job
+from tiers.tier import Job, config_of
 from tiers.types import Answer, Candidate, Judgement, TierError
 
 TURN_SECONDS = 0.05
@@ -79,10 +79,8 @@ class Http:
     """A model behind one or several addresses."""
 
     def __init__(self, job: Job) -> None:
-        if not isinstance(job.config, HttpTier):
-            raise TypeError(f"not an http tier: {job.config!r}")
         self._job = job
-        self._config = config = job.config
+        self._config = config = config_of(job, HttpTier)
         self.rates: Mapping[str, float] = {}
         self._remarks: list[str] = []
         key = key_of(config)

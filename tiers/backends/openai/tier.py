@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tiers.backends.openai.account import config_of, conversation, key_of, key_route
+from tiers.backends.openai.account import conversation, key_of, key_route, remote_config
 from tiers.backends.openai.chat import Dialect, clean
 from tiers.screenfile.tiers import OpenAIBatchTier
 from tiers.tier import Inspection, Job, Tier
@@ -14,7 +14,7 @@ def identity(job: Job) -> dict[str, Any]:
 
     A model asked at once or by a batch is the same judge.
     """
-    config = config_of(job)
+    config = remote_config(job)
     home = config.urls == (config.known.base_url,)
     server: Any = config.version or (config.profile if home else sorted(config.urls))
     return {
@@ -38,7 +38,7 @@ def inspect(job: Job, text: str) -> Inspection:
     Raises:
         TierError: the key is not set, or may not go to that host.
     """
-    config = config_of(job)
+    config = remote_config(job)
     key_of(config)
     prompt = conversation(job, Dialect.of(config)).prompt
     return Inspection(
