@@ -35,7 +35,7 @@ class Prompt(NamedTuple):
     tail: str
 
 
-class Labels(NamedTuple):
+class AnswerSet(NamedTuple):
     """The answers that one position can hold: what each is called and what score it stands for."""
 
     names: tuple[str, ...]
@@ -47,8 +47,8 @@ class Labels(NamedTuple):
         return [space + text for text in cased for space in ("", " ")]
 
 
-YES_NO = Labels(("yes", "no"), (1.0, 0.0))
-DIGITS = Labels(tuple("0123456789"), tuple(digit / 9 for digit in range(10)))
+YES_NO = AnswerSet(("yes", "no"), (1.0, 0.0))
+DIGITS = AnswerSet(tuple("0123456789"), tuple(digit / 9 for digit in range(10)))
 
 
 def compose(rubric: str, question: str, layout: str | None = None) -> Prompt:
@@ -111,24 +111,24 @@ def as_turn(prompt: Prompt, render: Callable[[list[Json]], str]) -> Prompt:
     return Prompt(*text.split(MARK))
 
 
-def read_labels(logprobs: NDArray[np.float64], label: Sequence[int], labels: Labels) -> Answer:
-    """Expected score over the labels, the likeliest of them, and the label mass.
+def read_labels(logprobs: NDArray[np.float64], label: Sequence[int], answers: AnswerSet) -> Answer:
+    """Expected score over the answers, the likeliest of them, and the label mass.
 
-    All None where a probability is no number.
+    All None where a log-probability is no number, or all of them are minus infinity.
 
     Args:
         logprobs: (tokens,) log-probability of each spelling over the whole vocabulary.
-        label: (tokens,) the position in `labels` of the answer that each token spells.
-        labels: the answers.
+        label: (tokens,) the position in `answers` of the answer that each token spells.
+        answers: the answers asked for.
     """
     if not np.isfinite(logprobs).any() or np.isnan(logprobs).any():
         return Answer()
-    share = np.bincount(label, weights=np.exp(logprobs), minlength=len(labels.names))
+    share = np.bincount(label, weights=np.exp(logprobs), minlength=len(answers.names))
     mass = float(share.sum())
     if mass <= 0.0:
         return Answer(mass=0.0)
-    score = float(share @ np.asarray(labels.values)) / mass
-    return Answer(min(max(score, 0.0), 1.0), labels.names[int(share.argmax())], min(mass, 1.0))
+    score = float(share @ np.asarray(answers.values)) / mass
+    return Answer(min(max(score, 0.0), 1.0), answers.names[int(share.argmax())], min(mass, 1.0))
 
 
 def scored_reply(reply: Json, score: float) -> str:

@@ -43,8 +43,9 @@ class Judgement(NamedTuple):
     score: float | None
     """In [0, 1]; None where the tier gave no readable answer: `error` then says why."""
     reading: str | None = None
-    """As in `Answer`, and so the label mass."""
+    """As in `Answer`."""
     mass: float | None = None
+    """Label mass, as in `Answer`."""
     prompt_tokens: int = 0
     """All tokens of the prompt, those served from the shared prefix's cache included."""
     cached_tokens: int = 0

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tiers.prompt import Labels, Prompt, compose, question_for, read_labels
+from tiers.prompt import AnswerSet, Prompt, compose, question_for, read_labels
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import LlamaTier, VllmTier
 from tiers.tier import Job
@@ -109,29 +109,29 @@ def chat_template(config: LocalTier, template: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class LabelTokens:
-    """The single tokens that spell the labels."""
+    """The single tokens that spell the answers asked for."""
 
-    labels: Labels
+    answers: AnswerSet
     tokens: NDArray[np.int32]
     """(spellings,)"""
     label: tuple[int, ...]
-    """(spellings,) the position in `labels` of the one that each token spells."""
+    """(spellings,) the position in `answers` of the one that each token spells."""
     plain: dict[str, int]
-    """The token that spells a label exactly, as JSON needs it."""
+    """The token that spells an answer exactly, as JSON needs it."""
 
     @classmethod
     def find(
-        cls, labels: Labels, encode: Callable[[str], Iterable[int]], piece: Callable[[int], str]
+        cls, answers: AnswerSet, encode: Callable[[str], Iterable[int]], piece: Callable[[int], str]
     ) -> "LabelTokens":
         """Look the spellings up in a model's vocabulary.
 
         Raises:
-            TierError: a label is no single token, so that one position cannot answer.
+            TierError: an answer is no single token, so that one position cannot answer.
         """
         found: dict[int, int] = {}
         plain: dict[str, int] = {}
-        for number, name in enumerate(labels.names):
-            for spelling in labels.spellings(name):
+        for number, name in enumerate(answers.names):
+            for spelling in answers.spellings(name):
                 tokens = [int(token) for token in encode(spelling)]
                 # Some tokenizers put a space of their own before a text.
                 if len(tokens) == 1 and piece(tokens[0]).strip() == spelling.strip():
@@ -143,11 +143,11 @@ class LabelTokens:
                     f"the model spells '{name}' with several tokens, so one position cannot "
                     "answer; use another ask or another model"
                 )
-        return cls(labels, np.array(list(found), np.int32), tuple(found.values()), plain)
+        return cls(answers, np.array(list(found), np.int32), tuple(found.values()), plain)
 
     def read(self, logprobs: NDArray[np.float64]) -> Answer:
         """The answer by the log-probabilities of `tokens`, (spellings,)."""
-        return read_labels(logprobs, self.label, self.labels)
+        return read_labels(logprobs, self.label, self.answers)
 
 
 def reply_cut(tokens: int) -> str:

@@ -30,7 +30,7 @@ from tiers.prompt import (
     DIGITS,
     VERDICT_LEAD,
     YES_NO,
-    Labels,
+    AnswerSet,
     Prompt,
     in_chat,
     reply_schema,
@@ -151,13 +151,13 @@ class Llama:
             yield Prepared(candidate.id, np.concatenate([own, self._tail]), note)
 
 
-def find_labels(model: Model, labels: Labels) -> LabelTokens:
-    """The tokens of the labels in a model's vocabulary."""
+def find_labels(model: Model, answers: AnswerSet) -> LabelTokens:
+    """The tokens of the answers in a model's vocabulary."""
 
     def piece(token: int) -> str:
         return model.piece(token).decode("utf-8", "replace")
 
-    return LabelTokens.find(labels, partial(model.tokenize, special=False), piece)
+    return LabelTokens.find(answers, partial(model.tokenize, special=False), piece)
 
 
 def read_logits(logits: NDArray[np.float32], labels: LabelTokens) -> Answer:

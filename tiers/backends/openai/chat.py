@@ -12,7 +12,7 @@ from tiers.prompt import (
     MARK,
     VERDICT_LEAD,
     YES_NO,
-    Labels,
+    AnswerSet,
     Prompt,
     compose,
     question_for,
@@ -112,12 +112,12 @@ class Conversation:
 
     def __init__(self, rubric: str, config: AnyRemote, dialect: Dialect, cache_key: str) -> None:
         self.dialect = dialect
-        self.labels = DIGITS if config.ask == "score" else YES_NO
+        self.answers = DIGITS if config.ask == "score" else YES_NO
         self._config = config
         self._spelled = {
             spelling: number
-            for number, name in enumerate(self.labels.names)
-            for spelling in self.labels.spellings(name)
+            for number, name in enumerate(self.answers.names)
+            for spelling in self.answers.spellings(name)
         }
         self.prompt = self._prompt(rubric)
         self._before, self._between, self._after = self._envelope(cache_key)
@@ -129,7 +129,7 @@ class Conversation:
 
     @property
     def spellings(self) -> list[str]:
-        """All spellings of all labels."""
+        """All spellings of all answers."""
         return list(self._spelled)
 
     @property
@@ -226,9 +226,9 @@ class Conversation:
         return {"type": "json_schema", "json_schema": shape}
 
     def _from_probabilities(self, listed: Iterable[tuple[str, float]]) -> Answer:
-        answer = read_listed(listed, self._spelled, self.labels)
+        answer = read_listed(listed, self._spelled, self.answers)
         if answer.score is None:
-            names = " nor ".join((self.labels.names[0], self.labels.names[-1]))
+            names = " nor ".join((self.answers.names[0], self.answers.names[-1]))
             why = f"neither {names} is among the likeliest tokens of the reply"
             raise Unreadable(answer.note or why)
         return answer
@@ -282,20 +282,20 @@ Lists = list[tuple[str, list[tuple[str, float]]]]
 
 
 def read_listed(
-    listed: Iterable[tuple[str, float]], spelled: Mapping[str, int], labels: Labels
+    listed: Iterable[tuple[str, float]], spelled: Mapping[str, int], answers: AnswerSet
 ) -> Answer:
-    """Score the labels by the likeliest tokens alone.
+    """Score the answers by the likeliest tokens alone.
 
     A spelling outside the list is at most as likely as the least likely in it, and all together
-    are at most what the list leaves: a label that is missing is given half of that bound, and the
+    are at most what the list leaves: an answer that is missing is given half of that bound, and the
     score's range is told where it matters.
 
     Args:
         listed: tokens and their log-probabilities, most of a position's likeliest.
-        spelled: the position in `labels` of the label that each spelling stands for.
-        labels: the answers.
+        spelled: the position in `answers` of the answer that each spelling stands for.
+        answers: the answers asked for.
     """
-    share = [0.0] * len(labels.names)
+    share = [0.0] * len(answers.names)
     least, total, found = 1.0, 0.0, False
     for token, logprob in listed:
         if not logprob > NO_PROBABILITY:  # NaN too
@@ -314,9 +314,9 @@ def read_listed(
     if not found:
         return Answer()
     mass = min(sum(share), 1.0)
-    reading = labels.names[max(range(len(share)), key=share.__getitem__)]
-    missing = [value for value, each in zip(labels.values, share, strict=True) if not each]
-    known = sum(each * value for each, value in zip(share, labels.values, strict=True))
+    reading = answers.names[max(range(len(share)), key=share.__getitem__)]
+    missing = [value for value, each in zip(answers.values, share, strict=True) if not each]
+    known = sum(each * value for each, value in zip(share, answers.values, strict=True))
     if not missing:
         return Answer(min(known / mass, 1.0), reading, mass)
     rest = min(least * len(missing), max(1.0 - total, 0.0))

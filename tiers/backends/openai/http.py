@@ -61,7 +61,7 @@ class Sent:
 
 
 @dataclass(slots=True)
-class Ask:
+class Request:
     """A request and what became of the attempts at it."""
 
     texts: list[Sent]
@@ -87,7 +87,7 @@ class Http:
         self._addresses = [Address(url, config, key) for url in config.urls]
         self._talk = conversation(job, Dialect.of(config))
         self._shared_tokens = len("".join(self._talk.prompt)) // CHARACTERS_PER_TOKEN
-        self._settled = False
+        self._dialect_known = False
         """Whether a reply has shown that the server speaks the dialect."""
         self._group = config.prompts_per_request if config.api == "completions" else 1
         self._grouped = False
@@ -97,10 +97,10 @@ class Http:
         self._woken = asyncio.Event()
         self._running = False
         """Whether a turn is under way: between two of them nothing new begins."""
-        self._source: Iterator[Ask] = iter(())
+        self._source: Iterator[Request] = iter(())
         self._exhausted = True
         self._tasks: set[asyncio.Task[None]] = set()
-        self._again: list[tuple[float, int, Ask]] = []
+        self._again: list[tuple[float, int, Request]] = []
         self._numbers = count()
         self._ready: list[Judgement] = []
         self._refusals: list[Judgement] = []
@@ -151,7 +151,7 @@ class Http:
             self._loop.run_until_complete(self._session.close())
         self._loop.close()
 
-    def _prepared(self, candidates: Iterable[Candidate]) -> Iterator[Ask]:
+    def _prepared(self, candidates: Iterable[Candidate]) -> Iterator[Request]:
         """Requests; what cannot be sent is judged at once."""
         texts: list[Sent] = []
         for candidate in candidates:
@@ -160,11 +160,11 @@ class Http:
                 self._ready.append(prepared)
                 continue
             texts.append(Sent(candidate.id, *prepared))
-            if len(texts) >= (self._group if self._settled else 1):
-                yield Ask(texts)
+            if len(texts) >= (self._group if self._dialect_known else 1):
+                yield Request(texts)
                 texts = []
         if texts:
-            yield Ask(texts)
+            yield Request(texts)
 
     async def _turn(self) -> tuple[list[Judgement], bool]:
         """Work until there are judgements worth returning, or nothing is left to do."""
@@ -228,21 +228,21 @@ class Http:
         """Start what may start."""
         while free := self._free(now):
             if self._again and self._again[0][0] <= now:
-                ask = heapq.heappop(self._again)[2]
+                request = heapq.heappop(self._again)[2]
             elif (new := next(self._source, None)) is not None:
-                ask = new
+                request = new
             else:
                 self._exhausted = True
                 return
-            address = self._best(free, ask.failed_at)
-            address.begin(ask.tokens + self._shared_tokens * len(ask.texts), now)
-            task = self._loop.create_task(self._attempt(ask, address))
+            address = self._best(free, request.failed_at)
+            address.begin(request.tokens + self._shared_tokens * len(request.texts), now)
+            task = self._loop.create_task(self._attempt(request, address))
             self._tasks.add(task)
             task.add_done_callback(self._done)
 
     def _free(self, now: float) -> list[Address]:
         """The addresses that may be asked. Only one is, until it has shown what it gives."""
-        if not self._settled and self._tasks:
+        if not self._dialect_known and self._tasks:
             return []
         return [address for address in self._addresses if address.free(now)]
 
@@ -280,15 +280,17 @@ class Http:
         alarm.cancel()
         self._woken.clear()
 
-    async def _attempt(self, ask: Ask, address: Address) -> None:
+    async def _attempt(self, request: Request, address: Address) -> None:
         """One request: its judgements are ready, or it is put back to be asked again."""
         assert self._session is not None  # noqa: S101 - for the type checker
         began = time.monotonic()
         failure: Failure | None = None
         try:
-            reply = await address.post(self._session, self._talk.body([t.text for t in ask.texts]))
-            shares, untold = _shares(reply, ask)
-            for sent, usage in zip(ask.texts, shares, strict=True):
+            reply = await address.post(
+                self._session, self._talk.body([t.text for t in request.texts])
+            )
+            shares, untold = _shares(reply, request)
+            for sent, usage in zip(request.texts, shares, strict=True):
                 sent.usage += usage
                 sent.untold = sent.untold or untold
             self._check_model(reply, address)
@@ -296,11 +298,11 @@ class Http:
             failure = error
         except Refusal as error:
             address.end(began, None)
-            self._refused(ask, str(error), address)
+            self._refused(request, str(error), address)
             return
         except Unfit as error:
             address.in_flight -= 1
-            self._set_aside(ask, str(error), address)
+            self._set_aside(request, str(error), address)
             return
         except BaseException:
             address.in_flight -= 1
@@ -310,9 +312,9 @@ class Http:
             self._good_at, self._answered = time.monotonic(), True
             address.good += 1
             self._ready += self._stand()
-            self._read(ask, reply, self._good_at - began, address)
+            self._read(request, reply, self._good_at - began, address)
         else:
-            self._failed(ask, failure, address)
+            self._failed(request, failure, address)
 
     def _check_model(self, reply: Mapping[str, Any], address: Address) -> None:
         """Refuse a reply that another model gave than the one asked, or than the first reply's."""
@@ -327,21 +329,23 @@ class Http:
         elif told != address.served:
             raise Failure(f"the reply is of the model '{told}', not of '{address.served}'")
 
-    def _read(self, ask: Ask, reply: dict[str, Any], seconds: float, address: Address) -> None:
+    def _read(
+        self, request: Request, reply: dict[str, Any], seconds: float, address: Address
+    ) -> None:
         given = reply["choices"]
         choices = {_place(choice, i): choice for i, choice in enumerate(given)}
-        if len(ask.texts) == 1:
+        if len(request.texts) == 1:
             choices = {0: given[0]}  # whatever number it has
-        if not self._settled and not self._settle(ask, given[0]):
+        if not self._dialect_known and not self._learn_dialect(request, given[0]):
             return
         if address.good == 1 and self._gives_less(address, given[0]):
-            self._put_back(ask, 0.0)
+            self._put_back(request)
             return
-        if len(choices) < len(ask.texts):
-            self._one_by_one(ask)
+        if len(choices) < len(request.texts):
+            self._one_by_one(request)
             return
-        self._grouped |= len(ask.texts) > 1
-        for i, sent in enumerate(ask.texts):
+        self._grouped |= len(request.texts) > 1
+        for i, sent in enumerate(request.texts):
             try:
                 answer = self._talk.read(choices[i])
             except Unreadable as error:
@@ -352,13 +356,13 @@ class Http:
                 self._readable += 1
                 self._ready.append(_judgement(sent, seconds, answer))
 
-    def _settle(self, ask: Ask, choice: Mapping[str, Any]) -> bool:
+    def _learn_dialect(self, request: Request, choice: Mapping[str, Any]) -> bool:
         """See from the first reply what the server gives; without probabilities, ask otherwise."""
         if self._talk.by_probability and not self._talk.has_probabilities(choice):
             self._speak(self._talk.dialect._replace(top_logprobs=0))
-            self._put_back(ask, 0.0)
+            self._put_back(request)
             return False
-        self._settled = True
+        self._dialect_known = True
         if not self._talk.by_probability:
             self._remarks.append(
                 "the server gives no probabilities: the model writes its verdict and how sure it "
@@ -382,7 +386,7 @@ class Http:
             self._remarks.append(f"{address.url} is left out, as other addresses give more: {why}")
         address.unfit = True
 
-    def _set_aside(self, ask: Ask, why: str, address: Address) -> None:
+    def _set_aside(self, request: Request, why: str, address: Address) -> None:
         """Ask no more at an address that misbehaves; the others go on, if there are any."""
         if not address.unfit:
             self._remarks.append(f"{address.url} is set aside: {why}")
@@ -393,56 +397,58 @@ class Http:
                 f"left: {why}. Correct the server or base_url, then run again: what was judged is "
                 "kept"
             )
-        self._put_back(ask, 0.0)
+        self._put_back(request)
 
     def _stand(self) -> list[Judgement]:
         """Refusals that an answer has shown to be about the candidates."""
         refusals, self._refusals = self._refusals, []
         return refusals
 
-    def _refused(self, ask: Ask, said: str, address: Address) -> None:
+    def _refused(self, request: Request, said: str, address: Address) -> None:
         """The server will not take the request: another dialect, each text alone, or a person."""
         other = self._talk.dialect.without(said)
         too_long = "context" in said.lower() or "too long" in said.lower()
-        if not self._settled and other is not None:
+        if not self._dialect_known and other is not None:
             self._speak(other)
-            self._put_back(ask, 0.0)
-        elif len(ask.texts) > 1:
-            self._one_by_one(ask)
+            self._put_back(request)
+        elif len(request.texts) > 1:
+            self._one_by_one(request)
         elif other is not None and not address.good and self._answered:
             self._leave_out(address, said)
-            self._put_back(ask, 0.0)
+            self._put_back(request)
         elif too_long:
-            self._ready.append(_judgement(ask.texts[0], 0.0, error=f"the server refused: {said}"))
-        elif self._settled and len(self._refusals) < REFUSED_IN_A_ROW:
-            refusal = _judgement(ask.texts[0], 0.0, error=f"the server refused: {said}")
+            self._ready.append(
+                _judgement(request.texts[0], 0.0, error=f"the server refused: {said}")
+            )
+        elif self._dialect_known and len(self._refusals) < REFUSED_IN_A_ROW:
+            refusal = _judgement(request.texts[0], 0.0, error=f"the server refused: {said}")
             self._refusals.append(refusal)
         else:
             self._fatal = TierError(
                 f"tier '{self._config.name}': {address.url} refuses the request: {said}"
             )
 
-    def _one_by_one(self, ask: Ask) -> None:
+    def _one_by_one(self, request: Request) -> None:
         """Ask each text of a group alone; where no group ever went well, there are no more."""
         if not self._grouped:
             self._group = 1
-        for sent in ask.texts:
-            self._put_back(Ask([sent]), 0.0)
+        for sent in request.texts:
+            self._put_back(Request([sent]))
 
-    def _failed(self, ask: Ask, failure: Failure, address: Address) -> None:
+    def _failed(self, request: Request, failure: Failure, address: Address) -> None:
         """Ask again later; a request that fails where others go well is given up in the end."""
         self._last_failure = failure
-        ask.failed_at = address
-        if failure.counts and len(ask.texts) > 1:
-            self._one_by_one(ask)  # some servers break on what they should refuse
+        request.failed_at = address
+        if failure.counts and len(request.texts) > 1:
+            self._one_by_one(request)  # some servers break on what they should refuse
             return
         if failure.counts and address.healthy:
-            ask.attempts += 1
-        if ask.attempts <= self._config.retries:
-            self._put_back(ask, max(failure.after or 0.0, backoff(max(ask.attempts, 1))))
+            request.attempts += 1
+        if request.attempts <= self._config.retries:
+            self._put_back(request, max(failure.after or 0.0, backoff(max(request.attempts, 1))))
             return
-        for sent in ask.texts:
-            error = f"gave up after {ask.attempts} attempts: {failure}"
+        for sent in request.texts:
+            error = f"gave up after {request.attempts} attempts: {failure}"
             self._ready.append(_judgement(sent, 0.0, error=error, failed=True))
 
     def _no_verdict(self, sent: Sent, said: str, seconds: float) -> None:
@@ -455,12 +461,12 @@ class Http:
                 "or model"
             )
         elif sent.unreadable < UNREADABLE_ATTEMPTS:
-            self._put_back(Ask([sent]), 0.0)
+            self._put_back(Request([sent]))
         else:
             self._ready.append(_judgement(sent, seconds, error=said))
 
-    def _put_back(self, ask: Ask, seconds: float) -> None:
-        heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), ask))
+    def _put_back(self, request: Request, seconds: float = 0.0) -> None:
+        heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), request))
 
     def _check_patience(self, now: float) -> None:
         """Stop where nobody has answered well for long, although asked."""
@@ -517,9 +523,9 @@ def _judgement(
     )
 
 
-def _shares(reply: Mapping[str, Any], ask: Ask) -> tuple[list[Usage], str | None]:
+def _shares(reply: Mapping[str, Any], request: Request) -> tuple[list[Usage], str | None]:
     """Each text's share of the tokens that a request charged, which add up to it; and a note."""
-    (whole, untold), texts = usage_of(reply), ask.texts
+    (whole, untold), texts = usage_of(reply), request.texts
     lengths = [len(sent.text) + 1 for sent in texts]
     shares, given, before = [], NOTHING, 0
     for length in lengths:

@@ -126,7 +126,7 @@ class Vllm:
         self._labels = self._vocabulary.find(DIGITS if config.ask == "score" else YES_NO)
         around = len(self.head) + len(self._cue) + (config.max_tokens if written else 1)
         self._longest = room(config, _context(config), head=len(self.head), around=around)
-        self._engine = Engine(config, around + self._longest, self._labels.tokens.tolist())
+        self._engine = OfflineEngine(config, around + self._longest, self._labels.tokens.tolist())
         self._engine.warm_up(self.head + self._cue)
         self.rates: Mapping[str, float] = {}
         self.remarks: Sequence[str] = ()
@@ -196,7 +196,7 @@ class Vllm:
         return replied
 
 
-class Engine:
+class OfflineEngine:
     """vLLM's offline engine and the two things that are asked of it."""
 
     def __init__(self, config: VllmTier, longest: int, labels: list[int]) -> None:

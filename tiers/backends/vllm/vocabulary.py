@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tiers.backends.tokens import LabelTokens, chat_template
-from tiers.prompt import Labels, Prompt, as_turn
+from tiers.prompt import AnswerSet, Prompt, as_turn
 from tiers.screenfile.tiers import VllmTier
 from tiers.types import Answer, MissingExtra, TierError
 
@@ -64,9 +64,9 @@ class Vocabulary:
     def piece(self, token: int) -> str:
         return str(self._blind.decode([token], skip_special_tokens=False))
 
-    def find(self, labels: Labels) -> LabelTokens:
-        """The tokens of the labels in this vocabulary."""
-        return LabelTokens.find(labels, lambda text: self.as_text([text])[0], self.piece)
+    def find(self, answers: AnswerSet) -> LabelTokens:
+        """The tokens of the answers in this vocabulary."""
+        return LabelTokens.find(answers, lambda text: self.as_text([text])[0], self.piece)
 
     def _spelled_out(self, encoding: Any, text: str) -> list[int]:
         """The ids of an encoding, with the names of control tokens letter by letter.
