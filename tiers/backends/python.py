@@ -61,7 +61,7 @@ class Python:
             if not isinstance(judgement, Judgement):
                 raise TierError(
                     f"{self._name}.judge gave {type(judgement).__name__}; "
-                    "yield tiers.types.Judgement(candidate.id, score)"
+                    "yield tiers.Judgement(candidate.id, score)"
                 )
             if judgement.id not in asked:
                 raise TierError(
