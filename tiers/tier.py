@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import AnyTier, TierSection
@@ -135,6 +135,13 @@ def config_of(job: Job, kind: type[Config]) -> Config:
     if not isinstance(job.config, kind):
         raise TypeError(f"no {kind.__name__}: {job.config!r}")
     return job.config
+
+
+def asked(job: Job, *more: str) -> dict[str, Any]:
+    """What a judgement of every model depends on: rubric and question, and `more` settings."""
+    common = {"ask", "prompt", "max_candidate_tokens", "too_long", "max_tokens"}
+    settings = job.config.model_dump(mode="json", by_alias=True, include=common | set(more))
+    return {"rubric": job.rubric} | settings
 
 
 def job_of(screen: Screen, position: int) -> Job:

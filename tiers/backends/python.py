@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tiers.screenfile.tiers import PythonTier
-from tiers.tier import Inspection, Job, Tier, config_of
+from tiers.tier import Inspection, Job, config_of
 from tiers.types import Candidate, Judgement, TierError
 
 
@@ -32,11 +32,6 @@ def inspect(job: Job, _text: str) -> Inspection:
     config = config_of(job, PythonTier)
     _load(config)
     return Inspection(f"{config.path} from {config.folder}")
-
-
-def open_here(job: Job) -> Tier:
-    """Make one of the user's class."""
-    return Python(job)
 
 
 class Python:
@@ -101,3 +96,6 @@ def _load(config: PythonTier) -> Any:
             f"tier '{config.name}': cannot import {config.path} from {config.folder}: {error}; "
             "write path: package.module:Class, seen from the screen file's folder"
         ) from error
+
+
+open_here = Python

@@ -38,7 +38,7 @@ from tiers.prompt import (
 )
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import LlamaTier
-from tiers.tier import Inspection, Job, Tier, config_of
+from tiers.tier import Inspection, Job, asked, config_of
 from tiers.types import Answer, Candidate, Judgement
 
 
@@ -50,16 +50,8 @@ def identity(job: Job) -> dict[str, Any]:
         "engine": f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
         "model": model_file(config.model).name,
         "sha256": file_digest(model_file(config.model)),
-        "rubric": job.rubric,
-        **config.model_dump(
-            mode="json",
-            by_alias=True,
-            include={
-                "ask", "prompt", "chat", "max_candidate_tokens", "too_long", "max_tokens",
-                "flash_attn", "kv_type",
-            },
-        ),
-    }  # fmt: skip
+        **asked(job, "chat", "flash_attn", "kv_type"),
+    }
 
 
 def inspect(job: Job, text: str) -> Inspection:
@@ -79,15 +71,6 @@ def inspect(job: Job, text: str) -> Inspection:
         )
     finally:
         model.close()
-
-
-def open_here(job: Job) -> Tier:
-    """Load the model.
-
-    Raises:
-        TierError: it cannot be loaded.
-    """
-    return Llama(job)
 
 
 def prompt_of(job: Job, model: Model) -> Prompt:
@@ -353,3 +336,6 @@ def _judgement(
         error=error,
         note=candidate.note,
     )
+
+
+open_here = Llama

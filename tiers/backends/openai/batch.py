@@ -23,8 +23,14 @@ from pydantic import (
     WrapValidator,
 )
 
-from tiers.backends.openai.account import conversation, key_of, prepare, shown
-from tiers.backends.openai.chat import CHARACTERS_PER_TOKEN, Dialect, Unreadable, usage_of
+from tiers.backends.openai.account import key_of, prepare, shown
+from tiers.backends.openai.chat import (
+    CHARACTERS_PER_TOKEN,
+    Conversation,
+    Dialect,
+    Unreadable,
+    usage_of,
+)
 from tiers.backends.openai.errors import Failure, error_of
 from tiers.backends.openai.tier import identity
 from tiers.screenfile.tiers import OpenAIBatchTier
@@ -118,8 +124,8 @@ class BatchServer:
         canonical = json.dumps(identity(job), sort_keys=True)
         self._identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
         self._endpoint = "chat/completions" if config.api == "chat" else "completions"
-        self._probable = conversation(job, Dialect.of(config))
-        self._written = conversation(job, Dialect.of(config)._replace(top_logprobs=0))
+        self._probable = Conversation(job, Dialect.of(config))
+        self._written = Conversation(job, Dialect.of(config)._replace(top_logprobs=0))
         self._talk = self._probable
 
     def close(self) -> None:
@@ -142,10 +148,10 @@ class BatchServer:
                 if other is None or other in tried:
                     raise
                 tried.add(other)
-                self._talk = conversation(self._job, other)
+                self._talk = Conversation(self._job, other)
         choice = self._shaped(_Reply, said).choices[0]
         if self._talk.by_probability and not self._talk.has_probabilities(choice):
-            self._talk = conversation(self._job, self._talk.dialect._replace(top_logprobs=0))
+            self._talk = Conversation(self._job, self._talk.dialect._replace(top_logprobs=0))
             return "the server gives no probabilities: the model writes its verdict instead"
         return None
 

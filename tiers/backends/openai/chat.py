@@ -1,5 +1,6 @@
 """The OpenAI protocol: a candidate to a request's body, a reply to a score. No network in here."""
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from tiers.prompt import (
 )
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier, RemoteTier
+from tiers.tier import Job
 from tiers.types import Answer
 
 CHARACTERS_PER_TOKEN = 4
@@ -46,6 +48,13 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
 
 AnyRemote = HttpTier | OpenAIBatchTier
 Json = dict[str, Any]
+
+
+def remote_config(job: Job) -> AnyRemote:
+    """The tier's section of the screen file."""
+    if not isinstance(job.config, HttpTier | OpenAIBatchTier):
+        raise TypeError(f"no remote tier: {job.config!r}")
+    return job.config
 
 
 class Unreadable(ValueError):
@@ -110,17 +119,18 @@ class Usage(NamedTuple):
 class Conversation:
     """Turns candidates into bodies and replies into answers, for one tier and one dialect."""
 
-    def __init__(self, rubric: str, config: AnyRemote, dialect: Dialect, cache_key: str) -> None:
+    def __init__(self, job: Job, dialect: Dialect) -> None:
         self.dialect = dialect
+        self._config = config = remote_config(job)
         self.answers = DIGITS if config.ask == "score" else YES_NO
-        self._config = config
         self._spelled = {
             spelling: number
             for number, name in enumerate(self.answers.names)
             for spelling in self.answers.spellings(name)
         }
-        self.prompt = self._prompt(rubric)
-        self._before, self._between, self._after = self._envelope(cache_key)
+        self.prompt = self._prompt(job.rubric)
+        digest = hashlib.sha256(job.rubric.encode()).hexdigest()[:32]
+        self._before, self._between, self._after = self._envelope(f"tamis-{digest}")
 
     @property
     def by_probability(self) -> bool:
@@ -176,18 +186,15 @@ class Conversation:
 
     def _prompt(self, rubric: str) -> Prompt:
         ask = self._config.ask
-        fields: Mapping[str, str] | None = ask.fields if isinstance(ask, JsonAsk) else None
-        if fields is None and not self.by_probability:
-            fields = {"score": "int"} if ask == "score" else {}
-        if fields is not None and not self.by_probability:
-            fields = dict(fields)
-            fields["confidence"] = "float"
-        question = question_for(str(ask) if fields is None else fields)
-        if fields is not None and not self.by_probability:
-            question += ' "confidence" is the probability, from 0 to 1, that the verdict is right.'
+        self._fields = dict(ask.fields) if isinstance(ask, JsonAsk) else {}
+        meaning = ""
+        if not self.by_probability:
+            self._fields |= {"score": "int"} if ask == "score" else {}
+            self._fields |= {"confidence": "float"}
+            meaning = ' "confidence" is the probability, from 0 to 1, that the verdict is right.'
             if ask == "score":
-                question += ' "score" is a whole number from 0 (does not meet it) to 9 (fully).'
-        self._fields = fields or {}
+                meaning += ' "score" is a whole number from 0 (does not meet it) to 9 (fully).'
+        question = question_for(self._fields if self.writes else str(ask)) + meaning
         prompt = compose(rubric, question, self._config.prompt)
         if self.writes and self._config.api == "completions":
             return Prompt(prompt.head, prompt.tail + VERDICT_LEAD)

@@ -16,10 +16,11 @@ import aiohttp
 import orjson
 import uvloop
 
-from tiers.backends.openai.account import conversation, hide, key_of, prepare
+from tiers.backends.openai.account import hide, key_of, prepare
 from tiers.backends.openai.address import ERROR_BYTES, Address, read_bounded
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
+    Conversation,
     Dialect,
     Unreadable,
     Usage,
@@ -59,6 +60,30 @@ class Sent:
     untold: str | None = None
     """Why its tokens are not counted: a part of them would look like all."""
 
+    def judged(
+        self,
+        answer: Answer = NO_ANSWER,
+        *,
+        seconds: float = 0.0,
+        error: str | None = None,
+        failed: bool = False,
+    ) -> Judgement:
+        usage = NOTHING if self.untold else self.usage
+        return Judgement(
+            self.id,
+            score=answer.score,
+            reading=answer.reading,
+            mass=answer.mass,
+            prompt_tokens=usage.prompt,
+            cached_tokens=usage.cached,
+            completion_tokens=usage.completion,
+            reasoning_tokens=usage.reasoning,
+            seconds=seconds,
+            error=error,
+            failed=failed,
+            note="; ".join(filter(None, (self.note, answer.note, self.untold))) or None,
+        )
+
 
 @dataclass(slots=True)
 class Request:
@@ -85,7 +110,7 @@ class Http:
         self._remarks: list[str] = []
         key = key_of(config)
         self._addresses = [Address(url, config, key) for url in config.urls]
-        self._talk = conversation(job, Dialect.of(config))
+        self._talk = Conversation(job, Dialect.of(config))
         self._shared_tokens = len("".join(self._talk.prompt)) // CHARACTERS_PER_TOKEN
         self._dialect_known = False
         """Whether a reply has shown that the server speaks the dialect."""
@@ -354,7 +379,7 @@ class Http:
                 self._no_verdict(sent, "the reply is not shaped as the protocol says", seconds)
             else:
                 self._readable += 1
-                self._ready.append(_judgement(sent, seconds, answer))
+                self._ready.append(sent.judged(answer, seconds=seconds))
 
     def _learn_dialect(self, request: Request, choice: Mapping[str, Any]) -> bool:
         """See from the first reply what the server gives; without probabilities, ask otherwise."""
@@ -371,7 +396,7 @@ class Http:
         return True
 
     def _speak(self, dialect: Dialect) -> None:
-        self._talk = conversation(self._job, dialect)
+        self._talk = Conversation(self._job, dialect)
 
     def _gives_less(self, address: Address, choice: Mapping[str, Any]) -> bool:
         """Whether an address gives no probabilities where another does; it is then left out."""
@@ -408,6 +433,7 @@ class Http:
         """The server will not take the request: another dialect, each text alone, or a person."""
         other = self._talk.dialect.without(said)
         too_long = "context" in said.lower() or "too long" in said.lower()
+        refusal = request.texts[0].judged(error=f"the server refused: {said}")
         if not self._dialect_known and other is not None:
             self._speak(other)
             self._put_back(request)
@@ -417,11 +443,8 @@ class Http:
             self._leave_out(address, said)
             self._put_back(request)
         elif too_long:
-            self._ready.append(
-                _judgement(request.texts[0], 0.0, error=f"the server refused: {said}")
-            )
+            self._ready.append(refusal)
         elif self._dialect_known and len(self._refusals) < REFUSED_IN_A_ROW:
-            refusal = _judgement(request.texts[0], 0.0, error=f"the server refused: {said}")
             self._refusals.append(refusal)
         else:
             self._fatal = TierError(
@@ -449,7 +472,7 @@ class Http:
             return
         for sent in request.texts:
             error = f"gave up after {request.attempts} attempts: {failure}"
-            self._ready.append(_judgement(sent, 0.0, error=error, failed=True))
+            self._ready.append(sent.judged(error=error, failed=True))
 
     def _no_verdict(self, sent: Sent, said: str, seconds: float) -> None:
         sent.unreadable += 1
@@ -463,7 +486,7 @@ class Http:
         elif sent.unreadable < UNREADABLE_ATTEMPTS:
             self._put_back(Request([sent]))
         else:
-            self._ready.append(_judgement(sent, seconds, error=said))
+            self._ready.append(sent.judged(seconds=seconds, error=said))
 
     def _put_back(self, request: Request, seconds: float = 0.0) -> None:
         heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), request))
@@ -496,31 +519,6 @@ def _place(choice: Mapping[str, Any], place: int) -> int:
     """The number of the prompt that a choice answers: its place, unless it tells another."""
     told = choice.get("index")
     return told if isinstance(told, int) else place
-
-
-def _judgement(
-    sent: Sent,
-    seconds: float,
-    answer: Answer = NO_ANSWER,
-    *,
-    error: str | None = None,
-    failed: bool = False,
-) -> Judgement:
-    usage = NOTHING if sent.untold else sent.usage
-    return Judgement(
-        sent.id,
-        score=answer.score,
-        reading=answer.reading,
-        mass=answer.mass,
-        prompt_tokens=usage.prompt,
-        cached_tokens=usage.cached,
-        completion_tokens=usage.completion,
-        reasoning_tokens=usage.reasoning,
-        seconds=seconds,
-        error=error,
-        failed=failed,
-        note="; ".join(filter(None, (sent.note, answer.note, sent.untold))) or None,
-    )
 
 
 def _shares(reply: Mapping[str, Any], request: Request) -> tuple[list[Usage], str | None]:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tiers.backends.openai.account import conversation, key_of, key_route, remote_config
-from tiers.backends.openai.chat import Dialect, clean
+from tiers.backends.openai.account import key_of, key_route
+from tiers.backends.openai.chat import Conversation, Dialect, clean, remote_config
 from tiers.screenfile.tiers import OpenAIBatchTier
-from tiers.tier import Inspection, Job, Tier
+from tiers.tier import Inspection, Job, Tier, asked
 from tiers.types import TierError
 
 
@@ -21,15 +21,8 @@ def identity(job: Job) -> dict[str, Any]:
         "backend": "openai",
         "server": server,
         "model": config.model,
-        "rubric": job.rubric,
-        **config.model_dump(
-            mode="json",
-            by_alias=True,
-            include={
-                "ask", "prompt", "max_candidate_tokens", "too_long", "max_tokens", "api", "extra",
-            },
-        ),
-    }  # fmt: skip
+        **asked(job, "api", "extra"),
+    }
 
 
 def inspect(job: Job, text: str) -> Inspection:
@@ -40,7 +33,7 @@ def inspect(job: Job, text: str) -> Inspection:
     """
     config = remote_config(job)
     key_of(config)
-    prompt = conversation(job, Dialect.of(config)).prompt
+    prompt = Conversation(job, Dialect.of(config)).prompt
     return Inspection(
         f"{config.model} at {', '.join(config.urls)}",
         f"{prompt.head}{clean(text)}{prompt.tail}",

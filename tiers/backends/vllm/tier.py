@@ -33,7 +33,7 @@ from tiers.backends.vllm.vocabulary import Vocabulary, missing, read_named
 from tiers.prompt import DIGITS, VERDICT_LEAD, YES_NO, Prompt, reply_schema, scored_reply
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import VllmTier
-from tiers.tier import Inspection, Job, Tier, config_of
+from tiers.tier import Inspection, Job, asked, config_of
 from tiers.types import Candidate, Judgement, MissingExtra, TierError
 
 SCORES_AT_ONCE = 1024
@@ -64,12 +64,7 @@ def identity(job: Job) -> dict[str, Any]:
         "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
         "weights": _weights(config),
         "options": {k: v for k, v in config.options.items() if k not in PLACES},
-        "rubric": job.rubric,
-        **config.model_dump(
-            mode="json",
-            by_alias=True,
-            include={"ask", "prompt", "chat", "max_candidate_tokens", "too_long", "max_tokens"},
-        ),
+        **asked(job, "chat"),
     }
 
 
@@ -89,15 +84,6 @@ def inspect(job: Job, text: str) -> Inspection:
         len(vocabulary.head(prompt.head)),
         len(own) + len(vocabulary.tail(prompt.tail)),
     )
-
-
-def open_here(job: Job) -> Tier:
-    """Load the model.
-
-    Raises:
-        TierError: it cannot be loaded.
-    """
-    return Vllm(job)
 
 
 def prompt_of(job: Job, vocabulary: Vocabulary) -> Prompt:
@@ -377,3 +363,6 @@ def _context(config: VllmTier) -> int | None:
         config.model, revision=config.options.get("revision"), trust_remote_code=trust
     )
     return getattr(model.get_text_config(), "max_position_embeddings", None)
+
+
+open_here = Vllm
