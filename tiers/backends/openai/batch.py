@@ -10,18 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import openai
 import orjson
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tiers.backends.openai.account import key_of, prepare, shown
 from tiers.backends.openai.chat import (
@@ -53,20 +46,8 @@ FILE_LINES = 100_000
 FILE_SECONDS = 3600.0
 
 
-def _or_none(told: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return validate(told)
-    except ValidationError:
-        return None
-
-
-Said = TypeVar("Said")
-Told = Annotated[Said | None, WrapValidator(_or_none)]
-"""What a server may tell; in another shape it counts as not told."""
-
-
 class _Shape(BaseModel):
-    """What an answer must hold; whatever else it holds is left out."""
+    """What an answer must hold. What it may hold is of any shape, and all else is left out."""
 
     model_config = ConfigDict(strict=True)
 
@@ -82,14 +63,14 @@ class _File(_Shape):
 class _Batch(_Shape):
     id: str
     status: str
-    output_file_id: Told[str] = None
-    error_file_id: Told[str] = None
+    output_file_id: Any = None
+    error_file_id: Any = None
     errors: Any = None
 
 
 class _Page(_Shape):
     data: list[dict[str, Any]]
-    has_more: Told[bool] = None
+    has_more: Any = False
 
 
 Shape = TypeVar("Shape", bound=_Shape)
@@ -322,10 +303,10 @@ class BatchServer:
         return RemoteBatch(
             batch.id,
             self._shown(batch.status),
-            batch.status in ENDED,
-            batch.output_file_id,
-            batch.error_file_id,
-            self._shown("; ".join(said)) or None,
+            ended=batch.status in ENDED,
+            output_file=batch.output_file_id if isinstance(batch.output_file_id, str) else None,
+            error_file=batch.error_file_id if isinstance(batch.error_file_id, str) else None,
+            reason=self._shown("; ".join(said)) or None,
         )
 
     def _shaped(self, shape: type[Shape], content: bytes) -> Shape:

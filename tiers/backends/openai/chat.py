@@ -122,6 +122,7 @@ class Conversation:
     def __init__(self, job: Job, dialect: Dialect) -> None:
         self.dialect = dialect
         self._config = config = remote_config(job)
+        self._completes = config.api == "completions"
         self.answers = DIGITS if config.ask == "score" else YES_NO
         self._spelled = {
             spelling: number
@@ -163,26 +164,24 @@ class Conversation:
         Raises:
             Unreadable: it holds no verdict, or the probabilities are no numbers.
         """
-        if self._config.api == "completions":
-            content, lists = choice.get("text"), _completion_lists(choice)
-        else:
-            message = choice.get("message") or {}
-            content, lists = message.get("content"), _chat_lists(choice)
-        if not self.writes:
-            if not lists:
-                raise Unreadable("the reply holds no probabilities")
-            return self._from_probabilities(lists[0][1])
+        message = choice if self._completes else choice.get("message") or {}
+        content = message.get("text" if self._completes else "content")
+        lists = self._lists(choice)
         if self.by_probability and not lists:
             raise Unreadable("the reply holds no probabilities")
+        if not self.writes:
+            return self._from_probabilities(lists[0][1])
         return self._from_text(content, lists, choice.get("finish_reason"))
 
     def has_probabilities(self, choice: Mapping[str, Any]) -> bool:
         """Whether the server gave the probabilities that were asked for."""
-        completions = self._config.api == "completions"
         try:
-            return bool(_completion_lists(choice) if completions else _chat_lists(choice))
+            return bool(self._lists(choice))
         except (KeyError, TypeError, AttributeError):
             return False
+
+    def _lists(self, choice: Mapping[str, Any]) -> "Lists":
+        return _completion_lists(choice) if self._completes else _chat_lists(choice)
 
     def _prompt(self, rubric: str) -> Prompt:
         ask = self._config.ask
@@ -196,26 +195,25 @@ class Conversation:
                 meaning += ' "score" is a whole number from 0 (does not meet it) to 9 (fully).'
         question = question_for(self._fields if self.writes else str(ask)) + meaning
         prompt = compose(rubric, question, self._config.prompt)
-        if self.writes and self._config.api == "completions":
+        if self.writes and self._completes:
             return Prompt(prompt.head, prompt.tail + VERDICT_LEAD)
         return prompt
 
     def _envelope(self, cache_key: str) -> tuple[bytes, bytes, bytes]:
         """The body's bytes before, between and after the candidates' texts."""
         config, dialect = self._config, self.dialect
-        text = MARK
         settings: Json = {"model": config.model}
-        if config.api == "completions":
-            settings |= {"prompt": [text], "logprobs": dialect.top_logprobs or None}
+        if self._completes:
+            settings |= {"prompt": [MARK], "logprobs": dialect.top_logprobs or None}
         else:
-            settings["messages"] = [{"role": "user", "content": text}]
+            settings["messages"] = [{"role": "user", "content": MARK}]
             if self.by_probability:
                 settings |= {"logprobs": True, "top_logprobs": dialect.top_logprobs}
             if self.writes and dialect.schema:
                 settings["response_format"] = self._format(dialect.schema)
         if dialect.named and not self.writes:
             settings["logprob_token_ids"] = dialect.named
-        limit = "max_tokens" if config.api == "completions" else dialect.limit
+        limit = "max_tokens" if self._completes else dialect.limit
         settings |= {limit: self.most_tokens, "temperature": 0}
         if config.known.cache_key:
             settings["prompt_cache_key"] = cache_key
@@ -243,11 +241,10 @@ class Conversation:
     def _from_text(self, content: Any, lists: "Lists", finish: Any) -> Answer:
         if not isinstance(content, str) or not content.strip():
             raise Unreadable("the reply is empty")
-        led = self._config.api == "completions"
-        text = VERDICT_LEAD + content if led else _FENCE.sub("", content)
+        text = VERDICT_LEAD + content if self._completes else _FENCE.sub("", content)
         said = _object(text)
         if said is None:
-            word = None if led else _WORD.match(text)
+            word = None if self._completes else _WORD.match(text)
             if isinstance(self._config.ask, JsonAsk) or word is None:
                 cut = f"; it was cut at {self.most_tokens:,} tokens, raise max_tokens"
                 raise Unreadable(f"the reply is not the JSON asked for{cut * (finish == 'length')}")
@@ -257,12 +254,12 @@ class Conversation:
             raise Unreadable(f"the reply's verdict is {said.get('verdict')!r}, not yes or no")
         said["verdict"] = verdict
         if self.by_probability:
-            return self._with_probability(said, lists, led=led)
+            return self._with_probability(said, lists)
         return self._as_written(said)
 
-    def _with_probability(self, said: Json, lists: "Lists", *, led: bool) -> Answer:
+    def _with_probability(self, said: Json, lists: "Lists") -> Answer:
         """The score is the probability of the verdict's own token, wherever it stands."""
-        listed = lists[0][1] if led else _verdict_list(lists)
+        listed = lists[0][1] if self._completes else _verdict_list(lists)
         answer = read_listed(_begun(listed or ()), {"yes": 0, "no": 1}, YES_NO)
         if answer.score is None:
             why = "the verdict's own probability is not among those of the reply"

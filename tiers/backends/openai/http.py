@@ -407,15 +407,16 @@ class Http:
         return False
 
     def _leave_out(self, address: Address, why: str) -> None:
+        self._exclude(address, f"left out, as other addresses give more: {why}")
+
+    def _exclude(self, address: Address, words: str) -> None:
         if not address.unfit:
-            self._remarks.append(f"{address.url} is left out, as other addresses give more: {why}")
+            self._remarks.append(f"{address.url} is {words}")
         address.unfit = True
 
     def _set_aside(self, request: Request, why: str, address: Address) -> None:
         """Ask no more at an address that misbehaves; the others go on, if there are any."""
-        if not address.unfit:
-            self._remarks.append(f"{address.url} is set aside: {why}")
-        address.unfit = True
+        self._exclude(address, f"set aside: {why}")
         if all(each.unfit for each in self._addresses):
             self._fatal = self._fatal or TierError(
                 f"tier '{self._config.name}': {address.url} is set aside, and no other address is "
