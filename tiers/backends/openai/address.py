@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SET_ASIDE = 8
 """Failures in a row after which an address is left alone for a while."""
 LONG_PAUSE = 10.0
-"""Seconds from which on a pause is told."""
+"""Pauses of at least so many seconds are logged."""
 REPLY_BYTES = 4 << 20
 REPLY_BYTES_PER_TOKEN = 8 << 10
 """Twenty likeliest tokens, each with its bytes as numbers, take some 2 kB."""
@@ -40,15 +40,15 @@ class Address:
         """The name under which the server first answered."""
         self.window = Window(config.concurrency)
         self.failures = 0
-        """In a row, busy answers aside."""
+        """In a row, without busy answers."""
         self.latency = 0.0
-        """Of late, in seconds; a failure doubles it."""
+        """Running mean in seconds; a failure doubles it."""
         self.unfit = False
         """Whether it gives less than the others, so that it is not asked any more."""
         self.good = 0
         """Replies with an answer."""
         self._busy = 0
-        """Busy answers in a row; those to requests of before the last one count as one."""
+        """Busy answers in a row. Of requests sent before the last one, the answers count once."""
         self._busy_at = 0.0
         self._config = config
         self._key = key
@@ -70,7 +70,7 @@ class Address:
         return self.in_flight < most and self.wait(now) <= 0
 
     def closed(self, now: float) -> bool:
-        """Whether it is being left alone, for a failure or because it asked for it."""
+        """Whether requests pause here, after a failure or at the server's own wish."""
         return self._closed_until > now
 
     def wait(self, now: float) -> float:
@@ -194,7 +194,7 @@ class Address:
 
 
 def _most_bytes(config: HttpTier) -> int:
-    """Far more than any reply to what is asked."""
+    """An upper bound on a reply, far above any real one."""
     replies = config.prompts_per_request if config.api == "completions" else 1
     tokens = config.max_tokens if isinstance(config.ask, JsonAsk) else 1
     return REPLY_BYTES + REPLY_BYTES_PER_TOKEN * tokens * replies

@@ -1,4 +1,4 @@
-"""The Batch API: files of requests, answered by tomorrow at half the price.
+"""The Batch API: files of requests, answered within 24 hours at half the price.
 
 Submitting, looking and collecting are separate steps: what is where is the caller's to remember.
 """

@@ -35,11 +35,11 @@ from tiers.types import Answer, Candidate, Judgement, TierError
 TURN_SECONDS = 0.05
 TURN_ROWS = 512
 UNREADABLE_ATTEMPTS = 3
-"""A reply without a verdict is asked for so many times: at temperature 0 it seldom changes."""
+"""Attempts at a text whose reply holds no verdict: at temperature 0 a reply seldom changes."""
 REFUSED_IN_A_ROW = 20
-"""So many refusals without an answer between them, and it is not the candidates."""
+"""After this many refusals without an answer between them, the fault is not the candidates'."""
 UNREADABLE_AT_FIRST = 20
-"""So many replies without one verdict, and it is the model or the question."""
+"""After this many first replies without a verdict, the fault is the model's or the question's."""
 FIRST_ANSWER_SECONDS = 10.0
 """How long to wait for a server that has never answered."""
 NAME_SHOWN = 100
@@ -92,7 +92,7 @@ class Request:
     texts: list[Sent]
     attempts: int = 0
     failed_at: Address | None = None
-    """To be asked elsewhere the next time."""
+    """The address of the last failure; the next attempt prefers another one."""
 
     @property
     def tokens(self) -> int:
@@ -129,7 +129,7 @@ class Http:
         self._numbers = count()
         self._ready: list[Judgement] = []
         self._refusals: list[Judgement] = []
-        """Since the last answer; they stand once there is another one."""
+        """Refusals since the last good reply. The next good reply shows that the server works."""
         self._readable = self._unreadable = 0
         self._interrupted = False
         self._fatal: BaseException | None = None
@@ -158,7 +158,7 @@ class Http:
                 if self._fatal is not None:
                     raise self._fatal
                 if over or self._interrupted:
-                    yield from self._stand()
+                    yield from self._final_refusals()
                     return
         except KeyboardInterrupt:
             yield from self._ready
@@ -218,7 +218,7 @@ class Http:
         return self._exhausted and not self._tasks and not self._again
 
     async def _name_labels(self) -> None:
-        """Where a server can give the probability of any token, ask for the labels' by number."""
+        """Where a server gives the probability of any token, name the tokens of the answers."""
         if not self._config.known.named_logprobs or self._talk.writes:
             return
         assert self._session is not None  # noqa: S101 - for the type checker
@@ -266,14 +266,14 @@ class Http:
             task.add_done_callback(self._done)
 
     def _free(self, now: float) -> list[Address]:
-        """The addresses that may be asked. Only one is, until it has shown what it gives."""
+        """The addresses that may be asked: one request in all until the dialect is known."""
         if not self._dialect_known and self._tasks:
             return []
         return [address for address in self._addresses if address.free(now)]
 
     @staticmethod
     def _best(free: list[Address], avoid: Address | None) -> Address:
-        """The address that would answer first, but another one than where it failed."""
+        """The address that would answer first, except the one where the request failed."""
         if len(free) == 1:
             return free[0]
         others = [address for address in free if address is not avoid]
@@ -336,13 +336,13 @@ class Http:
         if failure is None:
             self._good_at, self._answered = time.monotonic(), True
             address.good += 1
-            self._ready += self._stand()
+            self._ready += self._final_refusals()
             self._read(request, reply, self._good_at - began, address)
         else:
             self._failed(request, failure, address)
 
     def _check_model(self, reply: Mapping[str, Any], address: Address) -> None:
-        """Refuse a reply that another model gave than the one asked, or than the first reply's."""
+        """Refuse a reply of another model than the first one's; remark on an unknown name."""
         told, asked = reply.get("model"), self._config.model
         if not isinstance(told, str) or told == address.served:
             return
@@ -382,7 +382,7 @@ class Http:
                 self._ready.append(sent.judged(answer, seconds=seconds))
 
     def _learn_dialect(self, request: Request, choice: Mapping[str, Any]) -> bool:
-        """See from the first reply what the server gives; without probabilities, ask otherwise."""
+        """Whether the first reply gives what was asked for; else change the dialect, ask again."""
         if self._talk.by_probability and not self._talk.has_probabilities(choice):
             self._speak(self._talk.dialect._replace(top_logprobs=0))
             self._put_back(request)
@@ -425,13 +425,13 @@ class Http:
             )
         self._put_back(request)
 
-    def _stand(self) -> list[Judgement]:
-        """Refusals that an answer has shown to be about the candidates."""
+    def _final_refusals(self) -> list[Judgement]:
+        """Hand out the refusals that waited for a good reply to follow them."""
         refusals, self._refusals = self._refusals, []
         return refusals
 
     def _refused(self, request: Request, said: str, address: Address) -> None:
-        """The server will not take the request: another dialect, each text alone, or a person."""
+        """After a refusal: another dialect, each text alone, or review by a person."""
         other = self._talk.dialect.without(said)
         too_long = "context" in said.lower() or "too long" in said.lower()
         refusal = request.texts[0].judged(error=f"the server refused: {said}")
@@ -453,7 +453,7 @@ class Http:
             )
 
     def _one_by_one(self, request: Request) -> None:
-        """Ask each text of a group alone; where no group ever went well, there are no more."""
+        """Ask each text of a group alone; form no more groups if none has gone well yet."""
         if not self._grouped:
             self._group = 1
         for sent in request.texts:
@@ -493,7 +493,7 @@ class Http:
         heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), request))
 
     def _check_patience(self, now: float) -> None:
-        """Stop where nobody has answered well for long, although asked."""
+        """Stop the tier after too long a time without a good reply to requests that were sent."""
         closed = any(address.closed(now) for address in self._addresses)
         if self._last_failure is None or not (self._again or self._tasks or closed):
             return

@@ -51,6 +51,6 @@ def open_here(job: Job) -> Tier:
 
     if isinstance(job.config, OpenAIBatchTier):
         raise TierError(
-            f"tier '{job.config.name}' answers by tomorrow and cannot be asked one by one"
+            f"tier '{job.config.name}' answers within 24 hours and cannot be asked one by one"
         )
     return Http(job)
