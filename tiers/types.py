@@ -60,6 +60,24 @@ class Judgement(NamedTuple):
     """What was done to the text before it was read, such as a cut; None for nothing."""
 
 
+class Price(NamedTuple):
+    """US dollars per million tokens, and per hour of the tier's machines together."""
+
+    input: float
+    cached_input: float
+    output: float
+    hour: float
+    source: str
+    """Where it stands and of which day."""
+
+    def of(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        """Dollars for these tokens; the cached are part of the prompt's, as servers tell it."""
+        fresh = prompt_tokens - cached_tokens
+        return (
+            fresh * self.input + cached_tokens * self.cached_input + completion_tokens * self.output
+        ) / 1e6
+
+
 class TierError(Exception):
     """A tier cannot go on: what was wrong, where, and what to do. Nothing is decided by it."""
 
