@@ -10,6 +10,7 @@ from sqlalchemy import RowMapping, Select, func, insert, select, text, update
 
 from db.bulk import Noun, now, storable
 from db.models import BatchLineRow, BatchRow, BatchState, RunRow, RunTierRow
+from tiers.types import Price
 
 OPEN = (BatchState.PREPARED, BatchState.SUBMITTED, BatchState.ENDED)
 BY_HAND = "by hand"
@@ -49,8 +50,8 @@ class Out(NamedTuple):
 
     text_id: int
     characters: int
-    price: tuple[float, float, float, float, str] | None
-    """As `Store.set_price` takes it; None where it was not known."""
+    price: Price | None
+    """None where it was not known."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Batches(Noun):
         parameters = {"run_id": run_id, "position": position}
         with self._reading() as connection:
             return [
-                Out(row[0], row[1], None if row[2] is None else tuple(row[2:]))
+                Out(row[0], row[1], None if row[2] is None else Price(*row[2:]))
                 for row in connection.execute(_OUT, parameters)
             ]
 

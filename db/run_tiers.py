@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select, text, update
@@ -10,6 +9,7 @@ from sqlalchemy import Connection, func, insert, select, text, update
 from db.bulk import Noun, now, storable, upsert
 from db.errors import StoreError
 from db.models import JudgeRow, PriceRow, RunTierRow, TierState
+from tiers.types import Price
 
 # A tier whose judge changed after it decided would mix the scores of two judges.
 _DECIDED = text("""
@@ -125,16 +125,13 @@ class RunTiers(Noun):
         with self._reading() as connection:
             return [reason for reason in connection.scalars(query) if reason]
 
-    def set_price(
-        self, run_id: int, position: int, price: Sequence[float | str] | None
-    ) -> int | None:
+    def set_price(self, run_id: int, position: int, price: Price | None) -> int | None:
         """Say what a tier costs from now on; the id of the price, for `judgements.record`.
 
         Args:
             run_id: the run.
             position: the tier.
-            price: (5,) dollars per million input, cached and output tokens, dollars an hour, and
-                where the price stands; None where it is not known.
+            price: None where it is not known.
         """
         with self._writing() as connection:
             price_id = None if price is None else _price_id(connection, price)
@@ -174,10 +171,9 @@ def _set(connection: Connection, run_id: int, position: int, **values: Any) -> N
     )
 
 
-def _price_id(connection: Connection, price: Sequence[float | str]) -> int:
+def _price_id(connection: Connection, price: Price) -> int:
     """Equal prices are one row."""
-    names = ("input", "cached_input", "output", "hour", "source")
-    values = dict(zip(names, price, strict=True))
+    values = price._asdict()
     same = [getattr(PriceRow, name) == value for name, value in values.items()]
     found = connection.scalar(select(PriceRow.id).where(*same).limit(1))
     if found is None:

@@ -7,7 +7,7 @@ It runs in a child process, so it may use any library and even crash.
 import re
 from collections.abc import Iterable, Iterator
 
-from tiers.types import Candidate, Judgement
+from tiers import Candidate, Judgement
 
 
 class Words:

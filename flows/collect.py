@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from prefect import flow
 
@@ -14,13 +13,11 @@ from flows.owner import state_of
 from flows.run.batch import kept_reason
 from flows.run.screening import screen_candidates
 from flows.settings import Settings, load_keys
+from tiers.opening import open_batch
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import RemoteTier
-from tiers.tier import job_of
-from tiers.types import TierError
-
-if TYPE_CHECKING:
-    from tiers.backends.openai.batch import BatchServer
+from tiers.tier import BatchTier, job_of
+from tiers.types import TierError, TryLater
 
 POLL_SECONDS = 60.0
 
@@ -89,8 +86,6 @@ def _has_news(store: Store, key: str) -> bool:
 
 def look(store: Store, batch: Batch) -> BatchState:
     """Ask the server how a batch stands, and note it."""
-    from tiers.backends.openai.batch import TryLater
-
     if batch.state is not BatchState.SUBMITTED or batch.remote_id is None:
         return batch.state
     try:
@@ -119,8 +114,6 @@ def cancel(store: Store, batch: Batch, *, forget: bool) -> Batch:
     Raises:
         TierError: the server refuses the key, or does not answer.
     """
-    from tiers.backends.openai.batch import TryLater
-
     if forget or batch.remote_id is None:
         return store.batches.change(
             batch.id,
@@ -137,15 +130,13 @@ def cancel(store: Store, batch: Batch, *, forget: bool) -> Batch:
 
 
 @contextmanager
-def _server(store: Store, batch: Batch) -> Iterator["BatchServer"]:
+def _server(store: Store, batch: Batch) -> Iterator[BatchTier]:
     """The account that a batch was sent to."""
-    from tiers.backends.openai.batch import BatchServer
-
     definition = Screen.model_validate(store.runs.find(batch.run).config)
     config = definition.tiers[batch.position]
     if isinstance(config, RemoteTier):
         load_keys([config.key_name])
-    server = BatchServer(job_of(definition, batch.position))
+    server = open_batch(job_of(definition, batch.position))
     try:
         yield server
     finally:

@@ -4,7 +4,6 @@ from typing import Any
 import orjson
 import pytest
 
-from tiers.backends.openai.account import conversation
 from tiers.backends.openai.chat import (
     UNTOLD,
     Conversation,
@@ -25,7 +24,7 @@ SPELLED = {s: i for i, name in enumerate(YES_NO.names) for s in YES_NO.spellings
 def talk(ask: Any = "yes_no", *, top: int = 20, **settings: Any) -> Conversation:
     config = {"name": "a", "backend": "http", "base_url": "http://h/v1", "model": "m", "ask": ask}
     job = Job("rubric", HttpTier.model_validate(config | settings))
-    return conversation(job, Dialect(top))
+    return Conversation(job, Dialect(top))
 
 
 def listed(**shares: float) -> list[tuple[str, float]]:

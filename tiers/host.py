@@ -34,7 +34,7 @@ SEND_EVERY = 128
 SEND_SECONDS = 0.02
 STOP_SECONDS = 1.0
 CULPRITS_IN_A_ROW = 5
-"""So many candidates that kill the engine one after the other, and it is the engine."""
+"""After this many candidates that kill the engine in a row, the fault is the engine's."""
 
 
 class EngineDied(Exception):

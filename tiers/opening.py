@@ -6,7 +6,7 @@ A backend is imported when it is asked for, because each needs a library that ma
 from typing import Any, Protocol
 
 from tiers.screenfile.tiers import AnyTier, HttpTier, LlamaTier, OpenAIBatchTier, VllmTier
-from tiers.tier import Inspection, Job, Tier
+from tiers.tier import BatchTier, Inspection, Job, Tier
 
 
 class Backend(Protocol):
@@ -45,6 +45,17 @@ def open_backend(job: Job) -> Tier:
         TierError: the engine or its model cannot be opened.
     """
     return _backend(job.config).open_here(job)
+
+
+def open_batch(job: Job) -> BatchTier:
+    """Open a tier that is sent files of requests; no server is asked yet.
+
+    Raises:
+        TierError: the key is not set, or may not be sent to that host.
+    """
+    from tiers.backends.openai.batch import BatchServer
+
+    return BatchServer(job)
 
 
 def _backend(config: AnyTier) -> Backend:

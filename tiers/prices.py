@@ -2,33 +2,13 @@
 
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import AnyTier, HttpTier, OpenAIBatchTier
-from tiers.types import TierError
-
-MILLION = 1e6
-
-
-class Price(NamedTuple):
-    """US dollars per million tokens, and per hour of the tier's machines together."""
-
-    input: float
-    cached_input: float
-    output: float
-    hour: float
-    source: str
-    """Where it stands and of which day."""
-
-    def of(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
-        """Dollars for these tokens; the cached are part of the prompt's, as servers tell it."""
-        fresh = prompt_tokens - cached_tokens
-        return (
-            fresh * self.input + cached_tokens * self.cached_input + completion_tokens * self.output
-        ) / MILLION
+from tiers.types import Price, TierError
 
 
 def price_of(tier: AnyTier) -> Price | None:

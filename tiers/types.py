@@ -23,6 +23,18 @@ class Candidate(NamedTuple):
     text: str
 
 
+class Answer(NamedTuple):
+    """What was read of one reply. Without a score nothing can be read; `note` may then say why."""
+
+    score: float | None = None
+    """In [0, 1]."""
+    reading: str | None = None
+    """The answer as read: yes, no, a digit, or the JSON object."""
+    mass: float | None = None
+    """Label mass: total probability of the answers asked for, in [0, 1]; None if not known."""
+    note: str | None = None
+
+
 class Judgement(NamedTuple):
     """What one tier said about one text. A named tuple, because 200,000 of them cross a pipe."""
 
@@ -31,9 +43,9 @@ class Judgement(NamedTuple):
     score: float | None
     """In [0, 1]; None where the tier gave no readable answer: `error` then says why."""
     reading: str | None = None
-    """The answer as read: yes, no, a digit, or the JSON object."""
+    """As in `Answer`."""
     mass: float | None = None
-    """Probability that the model gave to the answers asked for, in [0, 1]; None if not known."""
+    """Label mass, as in `Answer`."""
     prompt_tokens: int = 0
     """All tokens of the prompt, those served from the shared prefix's cache included."""
     cached_tokens: int = 0
@@ -48,8 +60,41 @@ class Judgement(NamedTuple):
     """What was done to the text before it was read, such as a cut; None for nothing."""
 
 
+class Price(NamedTuple):
+    """US dollars per million tokens, and per hour of the tier's machines together."""
+
+    input: float
+    cached_input: float
+    output: float
+    hour: float
+    source: str
+    """Where it stands and of which day."""
+
+    def of(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        """Dollars for these tokens; the cached are part of the prompt's, as servers tell it."""
+        fresh = prompt_tokens - cached_tokens
+        return (
+            fresh * self.input + cached_tokens * self.cached_input + completion_tokens * self.output
+        ) / 1e6
+
+
 class TierError(Exception):
     """A tier cannot go on: what was wrong, where, and what to do. Nothing is decided by it."""
+
+
+class Refused(TierError):
+    """A server does not take a request, so that nothing came of it."""
+
+    def __init__(self, message: str, said: str, status: int) -> None:
+        super().__init__(message)
+        self.said = said
+        """The server's own words."""
+        self.status = status
+        """Of HTTP."""
+
+
+class TryLater(Exception):
+    """A server does not answer well at the moment."""
 
 
 class MissingExtra(TierError):

@@ -10,17 +10,16 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from db.batches import BY_HAND
 from db.store import Batch, BatchState, TierState
 from flows.progress import Display, say
 from flows.run.judging import PAGE, TierWork, record
+from tiers.opening import open_batch
 from tiers.screenfile.tiers import OpenAIBatchTier
-from tiers.types import Candidate, Judgement, TierError
-
-if TYPE_CHECKING:
-    from tiers.backends.openai.batch import BatchServer, RemoteBatch
+from tiers.tier import TOO_MANY_TOKENS, BatchTier, RemoteBatch
+from tiers.types import Candidate, Judgement, Refused, TierError, TryLater
 
 RECORD_ROWS = 1_000
 
@@ -54,9 +53,7 @@ class BatchRun:
         if not open_batches and not self._work.waiting():
             self._set(TierState.DONE, None)
             return
-        from tiers.backends.openai.batch import BatchServer, TryLater
-
-        server = BatchServer(self._work.job)
+        server = open_batch(self._work.job)
         self._set(TierState.RUNNING, None)
         try:
             for batch in open_batches:
@@ -74,7 +71,7 @@ class BatchRun:
             self._say_remarks(server)
         self._report()
 
-    def _say_remarks(self, server: "BatchServer") -> None:
+    def _say_remarks(self, server: BatchTier) -> None:
         for remark in server.remarks:
             say(f"{self._work.name}: {remark}", self._shown)
 
@@ -110,7 +107,7 @@ class BatchRun:
         else:
             self._set(TierState.DONE, None)
 
-    def _visit(self, server: "BatchServer", batch: Batch) -> None:
+    def _visit(self, server: BatchTier, batch: Batch) -> None:
         """Take one batch as far as it goes."""
         if batch.key_fingerprint != server.fingerprint or batch.server != server.url:
             raise TierError(
@@ -136,10 +133,8 @@ class BatchRun:
         if batch.state is BatchState.ENDED:
             self._collect(server, batch)
 
-    def _take_up(self, server: "BatchServer", batch: Batch) -> Batch | None:
+    def _take_up(self, server: BatchTier, batch: Batch) -> Batch | None:
         """Find out whether a batch arrived that was being sent when its process died."""
-        from tiers.backends.openai.batch import Refused
-
         remote = server.find(batch.mark)
         if remote is None and batch.input_file is not None:
             with suppress(Refused):
@@ -154,10 +149,8 @@ class BatchRun:
             remote_state=remote.state,
         )
 
-    def _drop(self, server: "BatchServer", batch: Batch) -> None:
+    def _drop(self, server: BatchTier, batch: Batch) -> None:
         """Forget a batch that never came to be; its lines may go out in another."""
-        from tiers.backends.openai.batch import TryLater
-
         self._release(self._batches.texts(batch.id))
         self._batches.drop(batch.id)
         if batch.input_file is not None:
@@ -168,7 +161,7 @@ class BatchRun:
         if self._work.admission is not None:
             self._work.admission.release(text_ids)
 
-    def _collect(self, server: "BatchServer", batch: Batch) -> None:
+    def _collect(self, server: BatchTier, batch: Batch) -> None:
         """Store the answers of a batch that ended, however it ended."""
         work = replace(self._work, price_id=batch.price_id)  # as it was when they were sent
         asked = set(self._batches.texts(batch.id))
@@ -208,7 +201,7 @@ class BatchRun:
             words += f"{self._config.rounds}"
         return words
 
-    def _clear_up(self, server: "BatchServer") -> None:
+    def _clear_up(self, server: BatchTier) -> None:
         """Delete the files of collected batches, which fill the account's quota."""
         for batch in self._batches.all(self._work.run.id, self._work.position):
             files = [batch.input_file, batch.output_file, batch.error_file]
@@ -218,7 +211,7 @@ class BatchRun:
                         server.delete(file_id)
                 self._batches.change(batch.id, input_file=None, output_file=None, error_file=None)
 
-    def _send(self, server: "BatchServer") -> None:
+    def _send(self, server: BatchTier) -> None:
         """Send what has no answer and is not out, as much as may wait there at once."""
         room = self._room()
         source = self._unsent()
@@ -239,11 +232,9 @@ class BatchRun:
 
     def _room(self) -> int:
         """Tokens that may be sent now; less than the setting where the server has said so."""
-        from tiers.backends.openai.batch import TOO_MUCH
-
         limit = self._config.enqueued_tokens
         for batch in self._batches.all(self._work.run.id, self._work.position):
-            if batch.state is BatchState.COLLECTED and TOO_MUCH in (batch.reason or ""):
+            if batch.state is BatchState.COLLECTED and TOO_MANY_TOKENS in (batch.reason or ""):
                 limit = min(limit, max(batch.tokens // 2, 1))
         return limit - sum(batch.tokens for batch in self._open())
 
@@ -269,7 +260,7 @@ class BatchRun:
 
     def _files(
         self,
-        server: "BatchServer",
+        server: BatchTier,
         folder: Path,
         first: Candidate,
         rest: Iterator[Candidate],
@@ -302,9 +293,7 @@ class BatchRun:
         if text_ids:
             yield _File(path, text_ids, tokens)
 
-    def _submit(self, server: "BatchServer", file: _File) -> None:
-        from tiers.backends.openai.batch import Refused
-
+    def _submit(self, server: BatchTier, file: _File) -> None:
         batch = self._batches.prepare(
             self._work.run.id,
             self._work.position,
@@ -331,7 +320,7 @@ class BatchRun:
         say(f"{self._work.name}: sent batch {batch.id}, {len(file.text_ids):,} lines", self._shown)
 
 
-def kept_reason(batch: Batch, remote: "RemoteBatch") -> str | None:
+def kept_reason(batch: Batch, remote: RemoteBatch) -> str | None:
     """Why a batch ended: the server's reason, unless a person stopped it."""
     stopped = (batch.reason or "").endswith(BY_HAND)
     return batch.reason if stopped else remote.reason

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from db.store import Spent, Store
-from tiers.prices import Price, price_of
+from tiers.prices import price_of
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.file import Screen
 from tiers.screenfile.limits import BudgetSection
 from tiers.screenfile.tiers import ModelTierSection, OpenAIBatchTier
-from tiers.types import Candidate, Judgement
+from tiers.types import Candidate, Judgement, Price
 
 FIRST_TOKENS_PER_CHARACTER = 0.5
 """Twice what English takes, until a reply has told."""
@@ -247,7 +247,7 @@ class Budgets:
     def _hold_what_is_out(self, admission: Admission, position: int) -> None:
         """Reserve for the batches that earlier processes sent and nobody has collected."""
         for text_id, characters, price in self._store.batches.outstanding(self._run_id, position):
-            admission.hold(text_id, characters, None if price is None else Price(*price))
+            admission.hold(text_id, characters, price)
 
     def affordable(self, position: int, spent: Spent, characters: float) -> int | None:
         """How many candidates in all a tier's budget pays for, those it has judged included.

@@ -17,10 +17,11 @@ from flows.run.judging import TierWork
 from flows.run.session import open_run, opened
 from flows.settings import Settings, load_keys
 from tiers.opening import inspect
-from tiers.prices import Price, check_prices, price_of
+from tiers.prices import check_prices, price_of
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import RemoteTier
 from tiers.tier import job_of
+from tiers.types import Price
 
 ROUNDS = 4
 """How often a budget that left something over is spent on more candidates."""

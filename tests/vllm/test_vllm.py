@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from vllm.sampling_params import StructuredOutputsParams
 
 from tiers.backends.vllm.tier import Vllm, identity, inspect
-from tiers.backends.vllm.vocabulary import LabelTokens, Vocabulary
+from tiers.backends.vllm.vocabulary import Vocabulary, read_named
 from tiers.host import HostedTier
 from tiers.prompt import DIGITS, YES_NO, compose, question_for
 from tiers.screenfile.tiers import VllmTier
-from tiers.types import Candidate, Judgement, TierError
+from tiers.types import Answer, Candidate, Judgement, TierError
 
 from .conftest import OPTIONS, RUBRIC, job
 from .tiny import CONTROL
@@ -238,28 +238,29 @@ def test_a_reply_that_is_cut_goes_to_review(opened: Opened, texts: list[str]) ->
 
 @pytest.mark.parametrize("said", [None, float("nan"), float("-inf"), -9999.0])
 def test_what_is_no_probability_is_never_a_score(opened: Opened, said: float | None) -> None:
-    labels = LabelTokens.find(opened()._vocabulary, YES_NO)
-    named = {token: SimpleNamespace(logprob=-1.0) for token in labels.tokens}
-    assert labels.read(named).score is not None
+    labels = opened()._vocabulary.find(YES_NO)
+    *_, last = tokens = labels.tokens.tolist()
+    named = {token: SimpleNamespace(logprob=-1.0) for token in tokens}
+    assert read_named(named, labels).score is not None
     if said is None:
-        del named[labels.tokens[-1]]
+        del named[last]
     else:
-        named[labels.tokens[-1]] = SimpleNamespace(logprob=said)
-    assert labels.read(named) == (None, None, None)
-    assert labels.read({}) == (None, None, None)
+        named[last] = SimpleNamespace(logprob=said)
+    assert read_named(named, labels) == Answer()
+    assert read_named({}, labels) == Answer()
 
 
 def test_labels_cover_every_spelling_that_is_one_token(opened: Opened, model: Path) -> None:
     words = AutoTokenizer.from_pretrained(model).get_vocab()
     for labels in (YES_NO, DIGITS):
-        found = LabelTokens.find(opened()._vocabulary, labels)
+        found = opened()._vocabulary.find(labels)
         wanted = {
             words[t.replace(" ", "Ġ")]
             for n in labels.names
             for t in labels.spellings(n)
             if t.replace(" ", "Ġ") in words
         }
-        assert set(found.tokens) == wanted
+        assert set(found.tokens.tolist()) == wanted
         assert len(found.tokens) >= len(labels.names)
 
 
@@ -277,7 +278,7 @@ def test_requests_of_two_kinds_in_one_batch_give_a_right_score_or_none(
     kinds = [tier._engine._one, top] * (len(texts) // 2)
     mixed = tier._engine._model.generate(prompts, kinds, use_tqdm=False)
     for judgement, output in zip(right, mixed, strict=True):
-        answer = tier._labels.read(output.outputs[0].logprobs[0])
+        answer = read_named(output.outputs[0].logprobs[0], tier._labels)
         assert answer.score is None or answer.score == pytest.approx(judgement.score, abs=2e-3)
 
 

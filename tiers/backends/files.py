@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from tiers.screenfile.tiers import HubModel
 from tiers.types import MissingExtra, TierError
@@ -17,11 +16,6 @@ PRESETS = {
 """Files on the hub. The hub publishes the SHA-256 of each, and a fetched file must match it."""
 
 SMALL = 64 << 20  # hashed in a blink, so not worth remembering
-
-
-class _HubFile(NamedTuple):
-    repository: str
-    name: str
 
 
 def model_file(model: str | HubModel) -> Path:
@@ -79,26 +73,16 @@ def _from_hub(name: str) -> Path:
             f"model '{name}' is fetched by huggingface_hub; run: pip install -e '.[hub]'"
         ) from error
     owner, repository, file = name.split("/", 2)
-    wanted = _HubFile(f"{owner}/{repository}", file)
     try:
-        path = Path(hub.hf_hub_download(wanted.repository, wanted.name))
+        path = Path(hub.hf_hub_download(f"{owner}/{repository}", file))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise TierError(
             f"model '{name}' could not be fetched: {str(error).splitlines()[0]}; "
             "check the name and the network, or download the file and write its path"
         ) from error
-    _verify(path, wanted)
-    return path
-
-
-def _verify(path: Path, wanted: _HubFile) -> None:
-    """Compare a fetched file with the digest that names it in the hub's cache.
-
-    The cache stores a large file under its SHA-256 and links the readable name to it.
-    """
+    # The hub's cache stores a large file under its SHA-256 and links the readable name to it.
     published = path.resolve().name
     if len(published) == 64 and file_digest(path) != published:
         path.resolve().unlink()
-        raise TierError(
-            f"'{wanted.repository}/{wanted.name}' arrived damaged and was removed; run again"
-        )
+        raise TierError(f"'{name}' arrived damaged and was removed; run again")
+    return path

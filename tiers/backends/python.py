@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tiers.screenfile.tiers import PythonTier
-from tiers.tier import Inspection, Job, Tier
+from tiers.tier import Inspection, Job, config_of
 from tiers.types import Candidate, Judgement, TierError
 
 
 def identity(job: Job) -> dict[str, Any]:
     """The class, its options, the rubric, and its `version`, or else its module's source."""
-    config = _config(job)
+    config = config_of(job, PythonTier)
     loaded = _load(config)
     source = Path(str(inspect_module.getfile(loaded))).read_bytes()
     return {
@@ -29,21 +29,16 @@ def identity(job: Job) -> dict[str, Any]:
 
 def inspect(job: Job, _text: str) -> Inspection:
     """Import the class and say which it is."""
-    config = _config(job)
+    config = config_of(job, PythonTier)
     _load(config)
     return Inspection(f"{config.path} from {config.folder}")
-
-
-def open_here(job: Job) -> Tier:
-    """Make one of the user's class."""
-    return Python(job)
 
 
 class Python:
     """Adapter from the user's class to the tier protocol; refuses what is no judgement."""
 
     def __init__(self, job: Job) -> None:
-        config = _config(job)
+        config = config_of(job, PythonTier)
         self._name = config.path
         self._tier = _load(config)(job.rubric, **config.options)
         self.rates: Mapping[str, float] = {}
@@ -61,7 +56,7 @@ class Python:
             if not isinstance(judgement, Judgement):
                 raise TierError(
                     f"{self._name}.judge gave {type(judgement).__name__}; "
-                    "yield tiers.types.Judgement(candidate.id, score)"
+                    "yield tiers.Judgement(candidate.id, score)"
                 )
             if judgement.id not in asked:
                 raise TierError(
@@ -86,12 +81,6 @@ def _checked(score: Any) -> dict[str, Any]:
     return {"score": value}
 
 
-def _config(job: Job) -> PythonTier:
-    if not isinstance(job.config, PythonTier):
-        raise TypeError(f"not a python tier: {job.config!r}")
-    return job.config
-
-
 def _load(config: PythonTier) -> Any:
     module, _, name = config.path.partition(":")
     if config.folder in sys.path:
@@ -107,3 +96,6 @@ def _load(config: PythonTier) -> Any:
             f"tier '{config.name}': cannot import {config.path} from {config.folder}: {error}; "
             "write path: package.module:Class, seen from the screen file's folder"
         ) from error
+
+
+open_here = Python

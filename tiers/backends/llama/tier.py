@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,50 +15,50 @@ import orjson
 from numpy.typing import NDArray
 
 from tiers.backends.files import file_digest, model_file
-from tiers.backends.llama.engine import Engine, Grammar, Model, Prepared, Tokens
+from tiers.backends.llama.engine import Engine, Grammar, Model, Prepared
+from tiers.backends.tokens import (
+    NO_NUMBER,
+    NOT_JSON,
+    LabelTokens,
+    chat_template,
+    fit,
+    prompt_around,
+    reply_cut,
+    room,
+)
 from tiers.prompt import (
     DIGITS,
     VERDICT_LEAD,
     YES_NO,
-    Answer,
-    Labels,
+    AnswerSet,
     Prompt,
-    compose,
     in_chat,
-    question_for,
-    read_labels,
     reply_schema,
+    scored_reply,
 )
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import LlamaTier
-from tiers.tier import Inspection, Job, Tier
-from tiers.types import Candidate, Judgement, TierError
+from tiers.tier import Inspection, Job, asked, config_of
+from tiers.types import Answer, Candidate, Judgement
 
 
 def identity(job: Job) -> dict[str, Any]:
     """What a judgement depends on: file, prompt, question, engine, settings that move scores."""
-    config = _config(job)
+    config = config_of(job, LlamaTier)
     return {
         "backend": "llama",
         "engine": f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
         "model": model_file(config.model).name,
         "sha256": file_digest(model_file(config.model)),
-        "rubric": job.rubric,
-        **config.model_dump(
-            mode="json",
-            by_alias=True,
-            include={
-                "ask", "prompt", "chat", "max_candidate_tokens", "too_long", "max_tokens",
-                "flash_attn", "kv_type",
-            },
-        ),
-    }  # fmt: skip
+        **asked(job, "chat", "flash_attn", "kv_type"),
+    }
 
 
 def inspect(job: Job, text: str) -> Inspection:
     """The prompt and its tokens, from the file's vocabulary alone."""
-    path = model_file(_config(job).model)
-    model = Model(path, _config(job), only_vocabulary=True)
+    config = config_of(job, LlamaTier)
+    path = model_file(config.model)
+    model = Model(path, config, only_vocabulary=True)
     try:
         prompt = prompt_of(job, model)
         own = len(model.tokenize(text, special=False))
@@ -72,38 +73,17 @@ def inspect(job: Job, text: str) -> Inspection:
         model.close()
 
 
-def open_here(job: Job) -> Tier:
-    """Load the model.
-
-    Raises:
-        TierError: it cannot be loaded.
-    """
-    return Llama(job)
-
-
 def prompt_of(job: Job, model: Model) -> Prompt:
     """The text around a candidate, in the model's own chat format where it has one.
 
     Raises:
         TierError: the chat format was asked for and the model has none, or it fails.
     """
-    config = _config(job)
-    ask, chat, template = config.ask, config.chat, model.chat_template
-    question = question_for(ask.fields if isinstance(ask, JsonAsk) else ask)
-    prompt = compose(job.rubric, question, config.prompt)
-    if chat is None:
-        chat = template is not None and config.prompt is None
-    if chat:
-        if template is None:
-            raise TierError(
-                f"tier '{config.name}' has chat: true, but its model holds no chat template; "
-                "leave it out"
-            )
-        try:
-            prompt = in_chat(prompt, template)
-        except ValueError as error:
-            raise TierError(f"tier '{config.name}': {error}; write chat: false") from error
-    if isinstance(ask, JsonAsk):
+    config = config_of(job, LlamaTier)
+    template = chat_template(config, model.chat_template)
+    in_format = None if template is None else partial(in_chat, chat_template=template)
+    prompt = prompt_around(job, config, in_format)
+    if isinstance(config.ask, JsonAsk):
         return Prompt(prompt.head, prompt.tail + VERDICT_LEAD)
     return prompt
 
@@ -112,17 +92,18 @@ class Llama:
     """A GGUF model as a tier. The model is loaded, and the rubric evaluated, once."""
 
     def __init__(self, job: Job) -> None:
-        config = _config(job)
+        config = config_of(job, LlamaTier)
         self._config = config
         self._model = Model(model_file(config.model), config)
         prompt = prompt_of(job, self._model)
         self.head = self._model.tokenize(prompt.head, special=True, start=True)
         """The part of the prompt that is evaluated once for all candidates."""
         self._tail = self._model.tokenize(prompt.tail, special=True)
-        self._longest = self._room()
+        reply = config.max_tokens if isinstance(config.ask, JsonAsk) else 1
+        shared, around = len(self.head), len(self.head) + len(self._tail) + reply
+        self._longest = room(config, self._model.trained_context, head=shared, around=around)
         self._engine = Engine(self._model, config, self.head, self._longest + len(self._tail))
-        labels = LabelTokens.find(self._model, DIGITS if config.ask == "score" else YES_NO)
-        shared = len(self.head)
+        labels = find_labels(self._model, DIGITS if config.ask == "score" else YES_NO)
         self._judge: Scorer | Writer = (
             Writer(self._engine, labels, shared, self._model, config)
             if isinstance(config.ask, JsonAsk)
@@ -140,85 +121,36 @@ class Llama:
         self._engine.close()
         self._model.close()
 
-    def _room(self) -> int:
-        """Most tokens of a candidate: the setting, or what the model's context leaves."""
-        config = self._config
-        reply = config.max_tokens if isinstance(config.ask, JsonAsk) else 1
-        left = self._model.trained_context - len(self.head) - len(self._tail) - reply
-        if left < 1:
-            raise TierError(
-                f"the rubric takes {len(self.head):,} tokens and the reply {reply:,}; the model "
-                f"was trained on {self._model.trained_context:,}; shorten them"
-            )
-        return min(config.max_candidate_tokens, left)
-
-    def _prepare(self, candidates: Iterable[Candidate]) -> Iterator["Prepared | Judgement"]:
+    def _prepare(self, candidates: Iterable[Candidate]) -> Iterator[Prepared | Judgement]:
         """Tokenize; what cannot be asked is judged unreadable at once, with the reason."""
         for candidate in candidates:
-            tokens, note = self._model.tokenize(candidate.text, special=False), None
-            if not len(tokens):
-                yield Judgement(candidate.id, None, error="empty text")
-                continue
-            if len(tokens) > self._longest:
-                if self._config.too_long == "review":
-                    yield Judgement(candidate.id, None, error=self._too_long(len(tokens)))
+            own, note = self._model.tokenize(candidate.text, special=False), None
+            if not 0 < len(own) <= self._longest:
+                fitted = fit(candidate, own.tolist(), self._longest, self._config)
+                if isinstance(fitted, Judgement):
+                    yield fitted
                     continue
-                note = f"cut from {len(tokens):,} to {self._longest:,} tokens"
-                tokens = _cut(tokens, self._longest, self._config.too_long)
-            yield Prepared(candidate.id, np.concatenate([tokens, self._tail]), note)
-
-    def _too_long(self, tokens: int) -> str:
-        advice = "write too_long: head_tail"
-        if self._longest == self._config.max_candidate_tokens:
-            advice = f"raise max_candidate_tokens or {advice}"
-        return f"{tokens:,} tokens, longer than the {self._longest:,} that fit; {advice}"
+                own, note = np.array(fitted.tokens, np.int32), fitted.note
+            yield Prepared(candidate.id, np.concatenate([own, self._tail]), note)
 
 
-@dataclass(frozen=True)
-class LabelTokens:
-    """The single tokens that spell the labels."""
+def find_labels(model: Model, answers: AnswerSet) -> LabelTokens:
+    """The tokens of the answers in a model's vocabulary."""
 
-    labels: Labels
-    tokens: Tokens
-    label: tuple[int, ...]
-    plain: dict[str, int]
-    """The token that spells a label exactly, as JSON needs it."""
+    def piece(token: int) -> str:
+        return model.piece(token).decode("utf-8", "replace")
 
-    @classmethod
-    def find(cls, model: Model, labels: Labels) -> "LabelTokens":
-        """Look the spellings up in the model's vocabulary.
+    return LabelTokens.find(answers, partial(model.tokenize, special=False), piece)
 
-        Raises:
-            TierError: a label is no single token, so that one position cannot answer.
-        """
-        found: dict[int, int] = {}
-        plain: dict[str, int] = {}
-        for number, name in enumerate(labels.names):
-            for spelling in labels.spellings(name):
-                tokens = model.tokenize(spelling, special=False)
-                # Some tokenizers put a space of their own before a text.
-                if (
-                    len(tokens) == 1
-                    and model.piece(int(tokens[0])).strip() == spelling.strip().encode()
-                ):
-                    found.setdefault(int(tokens[0]), number)
-                    if spelling == name:
-                        plain[name] = int(tokens[0])
-            if number not in found.values():
-                raise TierError(
-                    f"the model spells '{name}' with several tokens, so one position cannot "
-                    "answer; use another ask or another model"
-                )
-        return cls(labels, np.array(list(found), np.int32), tuple(found.values()), plain)
 
-    def read(self, logits: NDArray[np.float32]) -> Answer:
-        """Score, reading and label mass of one row of logits over the whole vocabulary."""
-        top = float(logits.max())
-        if not math.isfinite(top):
-            return Answer(None, None, None)
-        shifted = logits - top
-        total = math.log(float(np.exp(shifted).sum(dtype=np.float64)))
-        return read_labels(shifted[self.tokens].astype(np.float64) - total, self.label, self.labels)
+def read_logits(logits: NDArray[np.float32], labels: LabelTokens) -> Answer:
+    """The answer in one row of logits, (vocabulary,)."""
+    top = float(logits.max())
+    if not math.isfinite(top):
+        return Answer()
+    shifted = logits - top
+    total = math.log(float(np.exp(shifted).sum(dtype=np.float64)))
+    return labels.read(shifted[labels.tokens].astype(np.float64) - total)
 
 
 class Scorer:
@@ -251,17 +183,10 @@ class Scorer:
     def _read(self, ending: list[tuple[int, Prepared]]) -> Iterator[Judgement]:
         self._engine.decode()
         for row, candidate in ending:
-            answer = self._labels.read(self._engine.logits(row))
+            answer = read_logits(self._engine.logits(row), self._labels)
             self._engine.drop(candidate)
-            yield Judgement(
-                candidate.id,
-                *answer,
-                prompt_tokens=self._shared + len(candidate.tokens),
-                cached_tokens=self._shared,
-                seconds=candidate.seconds,
-                error=None if answer.score is not None else "the model's answer is not a number",
-                note=candidate.note,
-            )
+            error = None if answer.score is not None else NO_NUMBER
+            yield _judgement(candidate, self._shared, answer, error)
         ending.clear()
 
 
@@ -354,7 +279,7 @@ class Writer:
 
     def _advance(self, reply: Reply, logits: NDArray[np.float32]) -> None:
         if reply.answer is None:
-            reply.answer = self._labels.read(logits)
+            reply.answer = read_logits(logits, self._labels)
             if reply.answer.score is None:
                 return
             reply.text = VERDICT_LEAD.encode()
@@ -370,42 +295,24 @@ class Writer:
     def _ended(self, reply: Reply) -> Judgement | None:
         """The judgement, once the reply is a whole object, or cannot become one."""
         if reply.answer is None or reply.answer.score is None:
-            return self._judgement(reply, error="the model's answer is not a number")
-        if self._model.ends(reply.tokens[-1]) or reply.text.rstrip().endswith(b"}"):
+            return self._unread(reply, NO_NUMBER)
+        over = self._model.ends(reply.tokens[-1])
+        if over or reply.text.rstrip().endswith(b"}"):
             try:
-                fields = orjson.loads(reply.text)
+                reading = scored_reply(orjson.loads(reply.text), reply.answer.score)
             except orjson.JSONDecodeError:
-                if self._model.ends(reply.tokens[-1]):
-                    return self._judgement(reply, error="the model's reply is not JSON")
+                if over:
+                    return self._unread(reply, NOT_JSON)
             else:
-                return self._judgement(reply, fields=fields)
+                answer = reply.answer._replace(reading=reading)
+                return _judgement(reply.candidate, self._shared, answer, None, len(reply.tokens))
         if len(reply.tokens) >= self._most:
-            said = f"the reply was cut at {self._most:,} tokens; raise max_tokens or ask for less"
-            return self._judgement(reply, error=said)
+            return self._unread(reply, reply_cut(self._most))
         return None
 
-    def _judgement(
-        self, reply: Reply, *, fields: dict[str, Any] | None = None, error: str | None = None
-    ) -> Judgement:
-        candidate, answer = reply.candidate, reply.answer
-        score = answer.score if answer is not None and error is None else None
-        reading = None
-        if fields is not None and score is not None:
-            confidence = round(max(score, 1 - score), 4)
-            verdict = {"verdict": fields.pop("verdict"), "confidence": confidence}
-            reading = orjson.dumps(verdict | fields).decode()
-        return Judgement(
-            candidate.id,
-            score,
-            reading,
-            answer.mass if answer is not None else None,
-            prompt_tokens=self._shared + len(candidate.tokens),
-            cached_tokens=self._shared,
-            completion_tokens=len(reply.tokens),
-            seconds=candidate.seconds,
-            error=error,
-            note=candidate.note,
-        )
+    def _unread(self, reply: Reply, error: str) -> Judgement:
+        answer = Answer(mass=reply.answer and reply.answer.mass)
+        return _judgement(reply.candidate, self._shared, answer, error, len(reply.tokens))
 
     def _release(self, reply: Reply) -> None:
         if reply.sampler:
@@ -414,14 +321,21 @@ class Writer:
         self._replies.remove(reply)
 
 
-def _config(job: Job) -> LlamaTier:
-    if not isinstance(job.config, LlamaTier):
-        raise TypeError(f"not a llama tier: {job.config!r}")
-    return job.config
+def _judgement(
+    candidate: Prepared, shared: int, answer: Answer, error: str | None, written: int = 0
+) -> Judgement:
+    return Judgement(
+        candidate.id,
+        score=answer.score,
+        reading=answer.reading,
+        mass=answer.mass,
+        prompt_tokens=shared + len(candidate.tokens),
+        cached_tokens=shared,
+        completion_tokens=written,
+        seconds=candidate.seconds,
+        error=error,
+        note=candidate.note,
+    )
 
 
-def _cut(tokens: Tokens, longest: int, how: str) -> Tokens:
-    if how == "head":
-        return tokens[:longest]
-    head = (longest + 1) // 2
-    return np.concatenate([tokens[:head], tokens[len(tokens) - (longest - head) :]])
+open_here = Llama

@@ -1,34 +1,21 @@
 """What tiers that ask a server have in common: identity, key, lengths. No network in here."""
 
-import hashlib
 import ipaddress
 import os
 import re
 from collections.abc import Iterator
 from urllib.parse import SplitResult, urlsplit
 
-from tiers.backends.openai.chat import CHARACTERS_PER_TOKEN, AnyRemote, Conversation, Dialect, clean
+from tiers.backends.openai.chat import CHARACTERS_PER_TOKEN, AnyRemote, clean
+from tiers.backends.tokens import EMPTY, cut
 from tiers.screenfile.profiles import PROFILES, TRUSTED_HOSTS
-from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier
-from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 HIDDEN = "(key)"
+SHOWN = 300
+"""Characters of a server's own words in a message."""
 PART = 10
 """So many characters of a key in a row are its own: beginnings such as `sk-proj-` are shorter."""
-
-
-def config_of(job: Job) -> AnyRemote:
-    """The tier's section of the screen file."""
-    if not isinstance(job.config, HttpTier | OpenAIBatchTier):
-        raise TypeError(f"not a remote tier: {job.config!r}")
-    return job.config
-
-
-def conversation(job: Job, dialect: Dialect) -> Conversation:
-    """How this tier talks to a server of that dialect."""
-    key = hashlib.sha256(job.rubric.encode()).hexdigest()[:32]
-    return Conversation(job.rubric, config_of(job), dialect, f"tamis-{key}")
 
 
 def key_of(config: AnyRemote) -> str | None:
@@ -112,27 +99,24 @@ def _is_this_machine(parts: SplitResult) -> bool:
         return parts.hostname == "localhost"
 
 
+def shown(text: str, key: str | None) -> str:
+    """The first words of what a server says, without the key."""
+    return hide(" ".join(text.split()), key)[:SHOWN]
+
+
 def hide(text: str, key: str | None) -> str:
     """The text without the key, or any longer part of it, which servers repeat in their errors."""
     if not key:
         return text
     text = text.replace(key, HIDDEN)
-    parts = {key[i : i + PART] for i in range(len(key) - PART + 1)} if len(key) > PART else set()
-    known = sorted(place for part in parts for place in _places(text, part))
+    parts = {key[i : i + PART] for i in range(len(key) - PART + 1)}
     kept: list[str] = []
     until = 0
-    for place in known:
+    for place in (i for i in range(len(text)) if text[i : i + PART] in parts):
         if place > until or not kept:
             kept.append(text[until:place] + HIDDEN)
         until = place + PART
     return "".join([*kept, text[until:]])
-
-
-def _places(text: str, part: str) -> Iterator[int]:
-    place = text.find(part)
-    while place >= 0:
-        yield place
-        place = text.find(part, place + 1)
 
 
 def prepare(candidate: Candidate, config: AnyRemote) -> "tuple[str, str | None] | Judgement":
@@ -142,7 +126,7 @@ def prepare(candidate: Candidate, config: AnyRemote) -> "tuple[str, str | None] 
     """
     text, longest = candidate.text, config.max_candidate_tokens * CHARACTERS_PER_TOKEN
     if not text.strip():
-        return Judgement(candidate.id, None, error="empty text")
+        return Judgement(candidate.id, None, error=EMPTY)
     note = None
     if len(text) > longest:
         if config.too_long == "review":
@@ -150,8 +134,7 @@ def prepare(candidate: Candidate, config: AnyRemote) -> "tuple[str, str | None] 
             said += f"{config.max_candidate_tokens:,} of max_candidate_tokens; raise it or write "
             return Judgement(candidate.id, None, error=f"{said}too_long: head_tail")
         note = f"cut from {len(text):,} to {longest:,} characters"
-        head = longest if config.too_long == "head" else (longest + 1) // 2
-        text = text[:head] + text[len(text) - (longest - head) :]
+        text = cut(text, longest, config.too_long)
     safe = clean(text)
     if safe is not text and safe != text:
         note = f"{note}; control strings broken up" if note else "control strings broken up"

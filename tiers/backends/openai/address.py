@@ -1,18 +1,17 @@
 """One address of a server: a request to it, and what its reply or its silence means."""
 
-import email.utils
 import logging
-import math
 import time
 import zlib
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import aiohttp
 import orjson
 from yarl import URL
 
-from tiers.backends.openai.account import hide
+from tiers.backends.openai.account import shown
+from tiers.backends.openai.errors import Failure, Unfit, error_of, retry_after
 from tiers.backends.openai.pacing import Rate, Window, backoff
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import HttpTier
@@ -23,47 +22,11 @@ log = logging.getLogger(__name__)
 SET_ASIDE = 8
 """Failures in a row after which an address is left alone for a while."""
 LONG_PAUSE = 10.0
-"""Seconds from which on a pause is told."""
-SHOWN = 300
-"""Characters of a server's own words in a message."""
+"""Pauses of at least so many seconds are logged."""
 REPLY_BYTES = 4 << 20
 REPLY_BYTES_PER_TOKEN = 8 << 10
 """Twenty likeliest tokens, each with its bytes as numbers, take some 2 kB."""
 ERROR_BYTES = 64 << 10
-
-
-class Failure(Exception):
-    """A request that failed for a reason that may pass.
-
-    Attributes:
-        after: seconds that the server asked to wait; None if it did not say.
-        counts: whether it counts against the request, and not against the address alone.
-        slow: whether the server had too much to do.
-        lasting: whether it is the same every time as long as nobody corrects something.
-    """
-
-    def __init__(
-        self,
-        said: str,
-        *,
-        after: float | None = None,
-        counts: bool = True,
-        slow: bool = False,
-        lasting: bool = False,
-    ) -> None:
-        super().__init__(said)
-        self.after = after
-        self.counts = counts
-        self.slow = slow
-        self.lasting = lasting
-
-
-class Refusal(Exception):
-    """The server will not take this request, however often it is sent."""
-
-
-class Unfit(Exception):
-    """What the server does is no candidate's fault: it is not asked any more."""
 
 
 class Address:
@@ -77,15 +40,15 @@ class Address:
         """The name under which the server first answered."""
         self.window = Window(config.concurrency)
         self.failures = 0
-        """In a row, busy answers aside."""
+        """In a row, without busy answers."""
         self.latency = 0.0
-        """Of late, in seconds; a failure doubles it."""
+        """Running mean in seconds; a failure doubles it."""
         self.unfit = False
         """Whether it gives less than the others, so that it is not asked any more."""
         self.good = 0
         """Replies with an answer."""
         self._busy = 0
-        """Busy answers in a row; those to requests of before the last one count as one."""
+        """Busy answers in a row. Of requests sent before the last one, the answers count once."""
         self._busy_at = 0.0
         self._config = config
         self._key = key
@@ -107,7 +70,7 @@ class Address:
         return self.in_flight < most and self.wait(now) <= 0
 
     def closed(self, now: float) -> bool:
-        """Whether it is being left alone, for a failure or because it asked for it."""
+        """Whether requests pause here, after a failure or at the server's own wish."""
         return self._closed_until > now
 
     def wait(self, now: float) -> float:
@@ -180,8 +143,8 @@ class Address:
                 f"{self.url} cannot be reached: {error.strerror}", counts=False
             ) from error
         except aiohttp.ClientError as error:
-            said = hide(str(error), self._key)[:SHOWN]
-            raise Failure(f"the connection broke: {said or type(error).__name__}") from error
+            said = self._shown(str(error)) or type(error).__name__
+            raise Failure(f"the connection broke: {said}") from error
         if status != 200:
             self._refuse(status, headers, raw)
         if len(raw) > self.most_bytes:
@@ -200,32 +163,18 @@ class Address:
             raise Failure(f"the reply holds no choices: {self._words(raw)}", lasting=True)
         return dict(reply)
 
-    def _refuse(self, status: int, headers: Any, raw: bytes) -> None:
-        words = self._words(raw)
-        name, model = self._config.name, self._config.model
-        where = f"tier '{name}': {self._target}"
-        if status == 429 and "insufficient_quota" not in words:
-            raise Failure(f"429: {words}", after=_retry_after(headers), counts=False, slow=True)
-        if status in (408, 409) or status >= 500:
-            raise Failure(f"{status}: {words}", after=_retry_after(headers))
-        if status in (401, 403):
-            variable = self._config.key_name
-            advice = f"check {variable}" if variable else "write key_variable: NAME in the tier"
-            raise TierError(f"{where} refuses the key ({status}: {words}); {advice}")
-        if status in (402, 429):
-            raise TierError(f"{where}: the account has no money left ({status}: {words})")
+    def _refuse(self, status: int, headers: Mapping[str, str], raw: bytes) -> NoReturn:
+        words, where = self._words(raw), f"tier '{self._config.name}': {self._target}"
+        said = f"{status}: {words}"
+        if status == 402 or (status == 429 and "insufficient_quota" in words):
+            raise TierError(f"{where}: the account has no money left ({said})")
         if status == 404:
             raise TierError(
-                f"{where} answers 404: {words}; is the model '{model}' served there, and does "
-                "base_url end as the server's own (often in /v1)?"
+                f"{where} answers {said}; is the model '{self._config.model}' served there, and "
+                "does base_url end as the server's own (often in /v1)?"
             )
-        if 300 <= status < 400:
-            target = urlsplit(headers.get("Location", "")).hostname or "another place"
-            raise TierError(
-                f"{where} sends on to {target}, and the key is not sent there; write the address "
-                "that answers itself as base_url"
-            )
-        raise Refusal(f"{status}: {words}")
+        to = self._shown(headers.get("Location", "another address"))
+        raise error_of(status, said, self._config, where=where, to=to, after=retry_after(headers))
 
     def _words(self, raw: bytes) -> str:
         """What the server said, in short and without the key."""
@@ -238,11 +187,14 @@ class Address:
                 text = error
         except (orjson.JSONDecodeError, AttributeError):
             pass
-        return hide(" ".join(text.split()), self._key)[:SHOWN] or "no words"
+        return self._shown(text) or "no words"
+
+    def _shown(self, text: str) -> str:
+        return shown(text, self._key)
 
 
 def _most_bytes(config: HttpTier) -> int:
-    """Far more than any reply to what is asked."""
+    """An upper bound on a reply, far above any real one."""
     replies = config.prompts_per_request if config.api == "completions" else 1
     tokens = config.max_tokens if isinstance(config.ask, JsonAsk) else 1
     return REPLY_BYTES + REPLY_BYTES_PER_TOKEN * tokens * replies
@@ -276,19 +228,3 @@ def _unpacked(raw: bytes, most: int) -> bytes:
         except zlib.error as error:
             fault = error
     raise Failure(f"the reply cannot be unpacked: {fault}")
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds to wait, from `Retry-After` (seconds or a date) or `retry-after-ms`."""
-    exact, said = headers.get("retry-after-ms"), headers.get("Retry-After")
-    try:
-        if exact is not None:
-            seconds = max(float(exact) / 1000, 0.0)
-            return seconds if math.isfinite(seconds) else None
-        if said is None:
-            return None
-        if said.strip().replace(".", "", 1).isdigit():
-            return float(said)
-        return max(email.utils.parsedate_to_datetime(said).timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError):
-        return None

@@ -1,4 +1,4 @@
-"""The Batch API: files of requests, answered by tomorrow at half the price.
+"""The Batch API: files of requests, answered within 24 hours at half the price.
 
 Submitting, looking and collecting are separate steps: what is where is the caller's to remember.
 """
@@ -6,17 +6,17 @@ Submitting, looking and collecting are separate steps: what is where is the call
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tiers.backends.openai.account import config_of, conversation, hide, key_of, prepare
+from tiers.backends.openai.account import key_of, prepare, shown
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
     Conversation,
@@ -24,26 +24,20 @@ from tiers.backends.openai.chat import (
     Unreadable,
     usage_of,
 )
+from tiers.backends.openai.errors import Failure, error_of
 from tiers.backends.openai.tier import identity
 from tiers.screenfile.tiers import OpenAIBatchTier
-from tiers.tier import Job
-from tiers.types import Candidate, Judgement, TierError
+from tiers.tier import Job, RemoteBatch, config_of
+from tiers.types import Answer, Candidate, Judgement, Refused, TierError, TryLater
 
-ENDED = frozenset({"completed", "failed", "expired", "cancelled", "gone"})
-TOO_MUCH = "token_limit_exceeded"
-"""The code of a batch that was refused because the account has too many tokens waiting."""
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 LISTED = 500
 """How many of the account's newest batches are looked through for one of ours."""
-SHOWN = 300
 NO_BATCHES = frozenset({404, 405, 501})
 """What a server answers that has no Files and Batches."""
 TRANSPORT = frozenset({"httpx", "httpx2"})
 """The packages that openai sends by: their errors come through while an answer is read."""
 NOT_FOUND = 404
-PASSING = frozenset({408, 409, 425, 429})
-"""Refusals that may be other in a while."""
-GONE = "gone"
-"""The state of a batch that the account does not have any more."""
 REPLY_BYTES = 16 << 20
 """Of a reply or of a line of a file, far more than any needs."""
 REPLY_SECONDS = 600.0
@@ -52,33 +46,34 @@ FILE_LINES = 100_000
 FILE_SECONDS = 3600.0
 
 
-@dataclass(frozen=True)
-class RemoteBatch:
-    """What the server says of a batch."""
+class _Shape(BaseModel):
+    """What an answer must hold. What it may hold is of any shape, and all else is left out."""
 
+    model_config = ConfigDict(strict=True)
+
+
+class _Reply(_Shape):
+    choices: list[dict[str, Any]] = Field(min_length=1)
+
+
+class _File(_Shape):
     id: str
-    state: str
-    """The server's own word: validating, in_progress, completed, expired and so on; or gone."""
-    output_file: str | None
-    error_file: str | None
-    reason: str | None
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
 
 
-class TryLater(Exception):
-    """The server does not answer well at the moment."""
+class _Batch(_Shape):
+    id: str
+    status: str
+    output_file_id: Any = None
+    error_file_id: Any = None
+    errors: Any = None
 
 
-class Refused(TierError):
-    """The server does not take a request, so that nothing came of it."""
+class _Page(_Shape):
+    data: list[dict[str, Any]]
+    has_more: Any = False
 
-    def __init__(self, message: str, said: str, status: int) -> None:
-        super().__init__(message)
-        self.said = said
-        self.status = status
+
+Shape = TypeVar("Shape", bound=_Shape)
 
 
 class _Endless(openai.OpenAIError):
@@ -89,16 +84,12 @@ class BatchServer:
     """An account at a server with Files and Batches."""
 
     def __init__(self, job: Job) -> None:
-        config = config_of(job)
-        if not isinstance(config, OpenAIBatchTier):
-            raise TypeError(f"not a batch tier: {config!r}")
         self._job = job
-        self._config = config
+        self._config = config = config_of(job, OpenAIBatchTier)
         self._key = key_of(config)
         self.url = config.urls[0]
         self.fingerprint = hashlib.sha256((self._key or "").encode()).hexdigest()[:16]
         self.remarks: list[str] = []
-        """What a person should know of the files that were collected."""
         # A redirect is never followed: it would carry the key to another host.
         self._client = openai.OpenAI(
             api_key=self._key,
@@ -109,36 +100,25 @@ class BatchServer:
                 follow_redirects=False, event_hooks={"response": [_bound]}
             ),
         )
+        self._files = self._client.files.with_raw_response
+        self._batches = self._client.batches.with_raw_response
         canonical = json.dumps(identity(job), sort_keys=True)
         self._identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
         self._endpoint = "chat/completions" if config.api == "chat" else "completions"
-        self._probable = conversation(job, Dialect.of(config))
-        self._written = conversation(job, Dialect.of(config)._replace(top_logprobs=0))
+        self._probable = Conversation(job, Dialect.of(config))
+        self._written = Conversation(job, Dialect.of(config)._replace(top_logprobs=0))
         self._talk = self._probable
 
     def close(self) -> None:
         self._client.close()
 
     def probe(self, text: str) -> str | None:
-        """Ask one text at once, to see what the server gives before all are sent.
-
-        Returns:
-            What a person should know of how the tier reads.
-
-        Raises:
-            TierError: the key or the model is wrong, or the request is refused.
-        """
         tried = {self._talk.dialect}
         while True:
             try:
                 with self._trouble():
-                    reply = self._object(
-                        self._client.post(
-                            f"/{self._endpoint}",
-                            body=orjson.loads(self._talk.body([text])),
-                            cast_to=bytes,
-                        )
-                    )
+                    body = orjson.loads(self._talk.body([text]))
+                    said = self._client.post(f"/{self._endpoint}", body=body, cast_to=bytes)
                 break
             except TryLater:
                 return None  # a server for batches alone: its answers will show
@@ -149,17 +129,14 @@ class BatchServer:
                 if other is None or other in tried:
                     raise
                 tried.add(other)
-                self._talk = conversation(self._job, other)
-        choices = reply.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise self._unexpected(orjson.dumps(reply).decode())
-        if self._talk.by_probability and not self._talk.has_probabilities(choices[0]):
-            self._talk = conversation(self._job, self._talk.dialect._replace(top_logprobs=0))
+                self._talk = Conversation(self._job, other)
+        choice = self._shaped(_Reply, said).choices[0]
+        if self._talk.by_probability and not self._talk.has_probabilities(choice):
+            self._talk = Conversation(self._job, self._talk.dialect._replace(top_logprobs=0))
             return "the server gives no probabilities: the model writes its verdict instead"
         return None
 
     def line(self, candidate: Candidate) -> "tuple[bytes, int] | Judgement":
-        """A candidate as a line of a file and about how many tokens it takes, or its judgement."""
         prepared = prepare(candidate, self._config)
         if isinstance(prepared, Judgement):
             return prepared
@@ -171,41 +148,26 @@ class BatchServer:
         return line, characters // CHARACTERS_PER_TOKEN + self._talk.most_tokens
 
     def upload(self, path: Path) -> str:
-        """Send a file of lines; its id there.
-
-        Raises:
-            TierError: the server does not take it, or has no files.
-        """
         with self._trouble(), path.open("rb") as file:
-            sent = self._client.files.with_raw_response.create(file=file, purpose="batch")
-        file_id = self._object(sent.content).get("id")
-        if not isinstance(file_id, str):
-            raise self._unexpected(sent.text)
-        return file_id
+            sent = self._files.create(file=file, purpose="batch")
+        return self._shaped(_File, sent.content).id
 
     def create(self, input_file: str, mark: str) -> RemoteBatch:
-        """Have a file worked on.
-
-        Raises:
-            Refused: there is no such batch now.
-            TierError: whether there is one is not known; `find` tells.
-        """
         endpoint: Any = f"/v1/{self._endpoint}"
         with self._trouble():
-            made = self._client.batches.with_raw_response.create(
+            made = self._batches.create(
                 input_file_id=input_file,
                 endpoint=endpoint,
                 completion_window="24h",
                 metadata={"tamis": mark},
             )
-        return self._remote(self._object(made.content))
+        return self._remote(made.content)
 
     def find(self, mark: str) -> RemoteBatch | None:
-        """The batch of this mark, if the server has it."""
         for batch in islice(self._newest(), LISTED):
             marks = batch.get("metadata")
             if isinstance(marks, dict) and marks.get("tamis") == mark:
-                return self._remote(batch)
+                return self._remote(orjson.dumps(batch))
         return None
 
     def _newest(self) -> Iterator[Mapping[str, Any]]:
@@ -213,50 +175,36 @@ class BatchServer:
         after: Any = openai.omit
         while True:
             with self._trouble():
-                page = self._client.batches.with_raw_response.list(limit=100, after=after)
-            listed = self._object(page.content)
-            batches = listed.get("data")
-            if not isinstance(batches, list) or not all(isinstance(one, dict) for one in batches):
-                raise self._unexpected(page.text)
-            yield from batches
-            if not batches or not listed.get("has_more") or after == batches[-1].get("id"):
+                listed = self._batches.list(limit=100, after=after)
+            page = self._shaped(_Page, listed.content)
+            yield from page.data
+            last = page.data[-1].get("id") if page.data else after
+            if last == after or not page.has_more:
                 return
-            after = batches[-1].get("id")
+            after = last
 
     def look(self, remote_id: str) -> RemoteBatch:
-        """How a batch stands; `gone` if the account does not have it any more."""
-        try:
-            with self._trouble():
-                found = self._client.batches.with_raw_response.retrieve(remote_id)
-        except Refused as error:
-            return self._gone(remote_id, error)
-        return self._remote(self._object(found.content))
+        return self._found(remote_id, self._batches.retrieve)
 
     def cancel(self, remote_id: str) -> RemoteBatch:
-        """Have a batch stopped; what it has answered is kept and can be collected."""
+        return self._found(remote_id, self._batches.cancel)
+
+    def _found(self, remote_id: str, ask: Callable[[str], Any]) -> RemoteBatch:
         try:
             with self._trouble():
-                found = self._client.batches.with_raw_response.cancel(remote_id)
+                found = ask(remote_id)
         except Refused as error:
-            return self._gone(remote_id, error)
-        return self._remote(self._object(found.content))
-
-    def _gone(self, remote_id: str, error: Refused) -> RemoteBatch:
-        if error.status != NOT_FOUND:
-            raise error
-        return RemoteBatch(remote_id, GONE, None, None, "the account has no such batch any more")
+            if error.status != NOT_FOUND:
+                raise
+            why = "the account has no such batch any more"
+            return RemoteBatch(remote_id, "gone", ended=True, reason=why)
+        return self._remote(found.content)
 
     def delete(self, file_id: str) -> None:
-        """Delete a file, so that none fill the account's quota; one that is gone is deleted."""
         with suppress(Refused), self._trouble():
-            self._client.files.with_raw_response.delete(file_id)
+            self._files.delete(file_id)
 
     def collect(self, file_id: str) -> Iterator[Judgement]:
-        """The judgements of an output or error file; lines to be sent again are left out.
-
-        Raises:
-            TryLater: the file was cut on its way, or something else came in its place.
-        """
         readable, unreadable, first = 0, 0, b""
         try:
             for raw in self._lines(file_id):
@@ -309,13 +257,14 @@ class BatchServer:
             yield joined
 
     def _judgement(self, line: Mapping[str, Any]) -> Judgement | None:
-        whose, _, number = str(line.get("custom_id")).rpartition("-")
-        response = line.get("response")
+        match line:
+            case {"custom_id": str(name), "response": {"status_code": status, **response}}:
+                whose, _, number = name.rpartition("-")
+            case _:
+                return None
         if whose != self._identity or not (number.isascii() and number.isdigit()):
             return None
-        if not isinstance(response, dict):
-            return None
-        body, status = response.get("body"), response.get("status_code")
+        body = response.get("body")
         if status == 200 and isinstance(body, dict) and body.get("choices"):
             return self._read(int(number), body)
         if status in (400, 413, 422):
@@ -325,61 +274,58 @@ class BatchServer:
 
     def _read(self, number: int, body: Mapping[str, Any]) -> Judgement:
         usage, untold = usage_of(body)
-        charged = (usage.prompt, usage.cached, usage.completion, usage.reasoning)
+        answer, error = Answer(), None
         try:
             choice = body["choices"][0]
-            talk: Conversation = (
-                self._probable if self._probable.has_probabilities(choice) else self._written
-            )
-            score, reading, mass, note = talk.read(choice)
-        except Unreadable as error:
-            said = self._shown(str(error))
-            return Judgement(number, None, None, None, *charged, error=said, note=untold)
+            probable = self._probable.has_probabilities(choice)
+            answer = (self._probable if probable else self._written).read(choice)
+        except Unreadable as unreadable:
+            error = self._shown(str(unreadable))
         except (AttributeError, LookupError, TypeError, ValueError):
-            said = f"the reply is of another shape: {self._shown(orjson.dumps(body).decode())}"
-            return Judgement(number, None, None, None, *charged, error=said, note=untold)
-        notes = "; ".join(filter(None, (note, untold))) or None
-        return Judgement(number, score, reading, mass, *charged, note=notes)
+            error = f"the reply is of another shape: {self._shown(orjson.dumps(body).decode())}"
+        return Judgement(
+            number,
+            score=answer.score,
+            reading=answer.reading,
+            mass=answer.mass,
+            prompt_tokens=usage.prompt,
+            cached_tokens=usage.cached,
+            completion_tokens=usage.completion,
+            reasoning_tokens=usage.reasoning,
+            error=error,
+            note="; ".join(filter(None, (answer.note, untold))) or None,
+        )
 
-    def _object(self, content: bytes) -> dict[str, Any]:
-        """The object that an answer of status 200 holds.
+    def _remote(self, content: bytes) -> RemoteBatch:
+        batch = self._shaped(_Batch, content)
+        faults = batch.errors.get("data") if isinstance(batch.errors, dict) else batch.errors
+        said = [_fault(one) for one in faults[:3]] if isinstance(faults, list) else []
+        return RemoteBatch(
+            batch.id,
+            self._shown(batch.status),
+            ended=batch.status in ENDED,
+            output_file=batch.output_file_id if isinstance(batch.output_file_id, str) else None,
+            error_file=batch.error_file_id if isinstance(batch.error_file_id, str) else None,
+            reason=self._shown("; ".join(said)) or None,
+        )
+
+    def _shaped(self, shape: type[Shape], content: bytes) -> Shape:
+        """What an answer of status 200 holds.
 
         Raises:
             TierError: it holds something else.
         """
         try:
-            found = orjson.loads(content)
-        except orjson.JSONDecodeError:
-            found = None
-        if not isinstance(found, dict):
-            raise self._unexpected(content.decode(errors="replace"))
-        return found
-
-    def _remote(self, batch: Mapping[str, Any]) -> RemoteBatch:
-        remote_id, state = batch.get("id"), batch.get("status")
-        if not isinstance(remote_id, str) or not isinstance(state, str):
-            raise self._unexpected(orjson.dumps(batch).decode())
-        output, error = batch.get("output_file_id"), batch.get("error_file_id")
-        faults = batch.get("errors")
-        listed = faults.get("data") if isinstance(faults, dict) else faults
-        said = [_fault(one) for one in listed[:3]] if isinstance(listed, list) else []
-        return RemoteBatch(
-            remote_id,
-            self._shown(state),
-            output if isinstance(output, str) else None,
-            error if isinstance(error, str) else None,
-            self._shown("; ".join(said)) or None,
-        )
-
-    def _unexpected(self, content: str) -> TierError:
-        return TierError(
-            f"{self._where} answers what is none of the Batch API's: '{self._shown(content)}'; "
-            "check base_url"
-        )
+            return shape.model_validate_json(content)
+        except ValidationError:
+            said = self._shown(content.decode(errors="replace"))
+            raise TierError(
+                f"{self._where} answers what is none of the Batch API's: '{said}'; check base_url"
+            ) from None
 
     def _shown(self, text: str) -> str:
         """The first words, without the key that servers repeat in them."""
-        return hide(" ".join(text.split()), self._key)[:SHOWN]
+        return shown(text, self._key)
 
     @property
     def _where(self) -> str:
@@ -408,22 +354,19 @@ class BatchServer:
 
     def _of_status(self, error: openai.APIStatusError) -> Exception:
         said, status, where = self._shown(str(error)), error.status_code, self._where
-        if 300 <= status < 400:
-            place = self._shown(error.response.headers.get("location", "another address"))
-            return TierError(
-                f"{where} sends us on to {place}; the key is not carried there. Write the right "
-                "address as base_url"
-            )
-        if status in (401, 403):
-            return TierError(f"{where} refuses the key ({said}); check {self._config.key_name}")
-        if (status >= 500 and status not in NO_BATCHES) or status in PASSING:
-            return TryLater(f"{where}: {said}")
-        message = f"{where} refuses the request: {said}"
+        to = self._shown(error.response.headers.get("Location", "another address"))
+        found = error_of(status, said, self._config, where=where, to=to)
+        if isinstance(found, TierError):
+            return found
         if status in NO_BATCHES and "model" not in said:
             message = (
                 f"{where} has no Files and Batches, or not this one: {said}; ask a server without "
                 "them with backend: http"
             )
+        elif isinstance(found, Failure) and status not in NO_BATCHES:
+            return TryLater(f"{where}: {said}")
+        else:
+            message = f"{where} refuses the request: {said}"
         return Refused(message, said, status)
 
 

@@ -1,5 +1,6 @@
 """The OpenAI protocol: a candidate to a request's body, a reply to a score. No network in here."""
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,16 +10,20 @@ import orjson
 
 from tiers.prompt import (
     DIGITS,
+    MARK,
     VERDICT_LEAD,
     YES_NO,
-    Labels,
+    AnswerSet,
     Prompt,
     compose,
     question_for,
     reply_schema,
+    scored_reply,
 )
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier, RemoteTier
+from tiers.tier import Job
+from tiers.types import Answer
 
 CHARACTERS_PER_TOKEN = 4
 """A guess for texts whose tokenizer is the server's: only for lengths, limits and reserves."""
@@ -43,6 +48,13 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
 
 AnyRemote = HttpTier | OpenAIBatchTier
 Json = dict[str, Any]
+
+
+def remote_config(job: Job) -> AnyRemote:
+    """The tier's section of the screen file."""
+    if not isinstance(job.config, HttpTier | OpenAIBatchTier):
+        raise TypeError(f"no remote tier: {job.config!r}")
+    return job.config
 
 
 class Unreadable(ValueError):
@@ -104,29 +116,22 @@ class Usage(NamedTuple):
         return Usage(*(mine + its for mine, its in zip(self, other, strict=True)))
 
 
-class Reading(NamedTuple):
-    """What one reply says."""
-
-    score: float
-    reading: str
-    mass: float | None = None
-    note: str | None = None
-
-
 class Conversation:
-    """Turns candidates into bodies and replies into readings, for one tier and one dialect."""
+    """Turns candidates into bodies and replies into answers, for one tier and one dialect."""
 
-    def __init__(self, rubric: str, config: AnyRemote, dialect: Dialect, cache_key: str) -> None:
+    def __init__(self, job: Job, dialect: Dialect) -> None:
         self.dialect = dialect
-        self.labels = DIGITS if config.ask == "score" else YES_NO
-        self._config = config
+        self._config = config = remote_config(job)
+        self._completes = config.api == "completions"
+        self.answers = DIGITS if config.ask == "score" else YES_NO
         self._spelled = {
             spelling: number
-            for number, name in enumerate(self.labels.names)
-            for spelling in self.labels.spellings(name)
+            for number, name in enumerate(self.answers.names)
+            for spelling in self.answers.spellings(name)
         }
-        self.prompt = self._prompt(rubric)
-        self._before, self._between, self._after = self._envelope(cache_key)
+        self.prompt = self._prompt(job.rubric)
+        digest = hashlib.sha256(job.rubric.encode()).hexdigest()[:32]
+        self._before, self._between, self._after = self._envelope(f"tamis-{digest}")
 
     @property
     def by_probability(self) -> bool:
@@ -135,7 +140,7 @@ class Conversation:
 
     @property
     def spellings(self) -> list[str]:
-        """All spellings of all labels."""
+        """All spellings of all answers."""
         return list(self._spelled)
 
     @property
@@ -153,75 +158,69 @@ class Conversation:
         inside = [orjson.dumps(text)[1:-1] for text in texts]
         return self._before + self._between.join(inside) + self._after
 
-    def read(self, choice: Mapping[str, Any]) -> Reading:
+    def read(self, choice: Mapping[str, Any]) -> Answer:
         """Read one choice of a reply.
 
         Raises:
             Unreadable: it holds no verdict, or the probabilities are no numbers.
         """
-        if self._config.api == "completions":
-            content, lists = choice.get("text"), _completion_lists(choice)
-        else:
-            message = choice.get("message") or {}
-            content, lists = message.get("content"), _chat_lists(choice)
-        if not self.writes:
-            if not lists:
-                raise Unreadable("the reply holds no probabilities")
-            return self._from_probabilities(lists[0][1])
+        message = choice if self._completes else choice.get("message") or {}
+        content = message.get("text" if self._completes else "content")
+        lists = self._lists(choice)
         if self.by_probability and not lists:
             raise Unreadable("the reply holds no probabilities")
+        if not self.writes:
+            return self._from_probabilities(lists[0][1])
         return self._from_text(content, lists, choice.get("finish_reason"))
 
     def has_probabilities(self, choice: Mapping[str, Any]) -> bool:
         """Whether the server gave the probabilities that were asked for."""
-        completions = self._config.api == "completions"
         try:
-            return bool(_completion_lists(choice) if completions else _chat_lists(choice))
+            return bool(self._lists(choice))
         except (KeyError, TypeError, AttributeError):
             return False
 
+    def _lists(self, choice: Mapping[str, Any]) -> "Lists":
+        return _completion_lists(choice) if self._completes else _chat_lists(choice)
+
     def _prompt(self, rubric: str) -> Prompt:
         ask = self._config.ask
-        fields: Mapping[str, str] | None = ask.fields if isinstance(ask, JsonAsk) else None
-        if fields is None and not self.by_probability:
-            fields = {"score": "int"} if ask == "score" else {}
-        if fields is not None and not self.by_probability:
-            fields = dict(fields)
-            fields["confidence"] = "float"
-        question = question_for(str(ask) if fields is None else fields)
-        if fields is not None and not self.by_probability:
-            question += ' "confidence" is the probability, from 0 to 1, that the verdict is right.'
+        self._fields = dict(ask.fields) if isinstance(ask, JsonAsk) else {}
+        meaning = ""
+        if not self.by_probability:
+            self._fields |= {"score": "int"} if ask == "score" else {}
+            self._fields |= {"confidence": "float"}
+            meaning = ' "confidence" is the probability, from 0 to 1, that the verdict is right.'
             if ask == "score":
-                question += ' "score" is a whole number from 0 (does not meet it) to 9 (fully).'
-        self._fields = fields or {}
+                meaning += ' "score" is a whole number from 0 (does not meet it) to 9 (fully).'
+        question = question_for(self._fields if self.writes else str(ask)) + meaning
         prompt = compose(rubric, question, self._config.prompt)
-        if self.writes and self._config.api == "completions":
+        if self.writes and self._completes:
             return Prompt(prompt.head, prompt.tail + VERDICT_LEAD)
         return prompt
 
     def _envelope(self, cache_key: str) -> tuple[bytes, bytes, bytes]:
         """The body's bytes before, between and after the candidates' texts."""
         config, dialect = self._config, self.dialect
-        text = mark = "\u2063prompt\u2063"
         settings: Json = {"model": config.model}
-        if config.api == "completions":
-            settings |= {"prompt": [text], "logprobs": dialect.top_logprobs or None}
+        if self._completes:
+            settings |= {"prompt": [MARK], "logprobs": dialect.top_logprobs or None}
         else:
-            settings["messages"] = [{"role": "user", "content": text}]
+            settings["messages"] = [{"role": "user", "content": MARK}]
             if self.by_probability:
                 settings |= {"logprobs": True, "top_logprobs": dialect.top_logprobs}
             if self.writes and dialect.schema:
                 settings["response_format"] = self._format(dialect.schema)
         if dialect.named and not self.writes:
             settings["logprob_token_ids"] = dialect.named
-        limit = "max_tokens" if config.api == "completions" else dialect.limit
+        limit = "max_tokens" if self._completes else dialect.limit
         settings |= {limit: self.most_tokens, "temperature": 0}
         if config.known.cache_key:
             settings["prompt_cache_key"] = cache_key
         settings |= config.extra
         kept = {k: v for k, v in settings.items() if k not in dialect.plain and v is not None}
         whole = orjson.dumps(kept)
-        before, after = whole.split(mark.encode())
+        before, after = whole.split(MARK.encode())
         head, tail = (orjson.dumps(part)[1:-1] for part in self.prompt[:2])
         return before + head, tail + b'","' + head, tail + after
 
@@ -231,22 +230,21 @@ class Conversation:
         shape = {"name": "verdict", "strict": True, "schema": reply_schema(self._fields)}
         return {"type": "json_schema", "json_schema": shape}
 
-    def _from_probabilities(self, listed: Iterable[tuple[str, float]]) -> Reading:
-        answer = read_listed(listed, self._spelled, self.labels)
-        if answer.score is None or answer.reading is None:
-            names = " nor ".join((self.labels.names[0], self.labels.names[-1]))
+    def _from_probabilities(self, listed: Iterable[tuple[str, float]]) -> Answer:
+        answer = read_listed(listed, self._spelled, self.answers)
+        if answer.score is None:
+            names = " nor ".join((self.answers.names[0], self.answers.names[-1]))
             why = f"neither {names} is among the likeliest tokens of the reply"
             raise Unreadable(answer.note or why)
-        return Reading(answer.score, answer.reading, answer.mass, answer.note)
+        return answer
 
-    def _from_text(self, content: Any, lists: "Lists", finish: Any) -> Reading:
+    def _from_text(self, content: Any, lists: "Lists", finish: Any) -> Answer:
         if not isinstance(content, str) or not content.strip():
             raise Unreadable("the reply is empty")
-        led = self._config.api == "completions"
-        text = VERDICT_LEAD + content if led else _FENCE.sub("", content)
+        text = VERDICT_LEAD + content if self._completes else _FENCE.sub("", content)
         said = _object(text)
         if said is None:
-            word = None if led else _WORD.match(text)
+            word = None if self._completes else _WORD.match(text)
             if isinstance(self._config.ask, JsonAsk) or word is None:
                 cut = f"; it was cut at {self.most_tokens:,} tokens, raise max_tokens"
                 raise Unreadable(f"the reply is not the JSON asked for{cut * (finish == 'length')}")
@@ -256,34 +254,30 @@ class Conversation:
             raise Unreadable(f"the reply's verdict is {said.get('verdict')!r}, not yes or no")
         said["verdict"] = verdict
         if self.by_probability:
-            return self._with_probability(said, lists, led=led)
+            return self._with_probability(said, lists)
         return self._as_written(said)
 
-    def _with_probability(self, said: Json, lists: "Lists", *, led: bool) -> Reading:
+    def _with_probability(self, said: Json, lists: "Lists") -> Answer:
         """The score is the probability of the verdict's own token, wherever it stands."""
-        listed = lists[0][1] if led else _verdict_list(lists)
-        answer = (
-            None if listed is None else read_listed(_begun(listed), {"yes": 0, "no": 1}, YES_NO)
-        )
-        if answer is None or answer.score is None:
+        listed = lists[0][1] if self._completes else _verdict_list(lists)
+        answer = read_listed(_begun(listed or ()), {"yes": 0, "no": 1}, YES_NO)
+        if answer.score is None:
             why = "the verdict's own probability is not among those of the reply"
-            raise Unreadable((answer and answer.note) or why)
-        confidence = round(max(answer.score, 1 - answer.score), 4)
-        reading = {"verdict": said.pop("verdict"), "confidence": confidence, **said}
-        return Reading(answer.score, orjson.dumps(reading).decode(), answer.mass, answer.note)
+            raise Unreadable(answer.note or why)
+        return answer._replace(reading=scored_reply(said, answer.score))
 
-    def _as_written(self, said: Json) -> Reading:
+    def _as_written(self, said: Json) -> Answer:
         """The score of a server without probabilities: what the model wrote of itself."""
         reading = orjson.dumps(said).decode()
         note = "no probabilities from the server: the score is what the model wrote"
         score = said.get("score")
         if self._config.ask == "score" and isinstance(score, int | float) and 0 <= score <= 9:
-            return Reading(score / 9, reading, None, note)
+            return Answer(score / 9, reading, note=note)
         sure = said.get("confidence")
         known = isinstance(sure, int | float) and not isinstance(sure, bool) and 0 <= sure <= 1
         confidence = max(float(sure), 0.5) if known and sure is not None else 1.0
-        return Reading(
-            confidence if said["verdict"] == "yes" else 1 - confidence, reading, None, note
+        return Answer(
+            confidence if said["verdict"] == "yes" else 1 - confidence, reading, note=note
         )
 
 
@@ -291,35 +285,26 @@ Lists = list[tuple[str, list[tuple[str, float]]]]
 """For each token of a reply: the token, and the likeliest ones with their log-probabilities."""
 
 
-class ListedAnswer(NamedTuple):
-    """An answer read from a list of the likeliest tokens; without a score, the note may say why."""
-
-    score: float | None
-    reading: str | None
-    mass: float | None
-    note: str | None = None
-
-
 def read_listed(
-    listed: Iterable[tuple[str, float]], spelled: Mapping[str, int], labels: Labels
-) -> ListedAnswer:
-    """Score the labels by the likeliest tokens alone.
+    listed: Iterable[tuple[str, float]], spelled: Mapping[str, int], answers: AnswerSet
+) -> Answer:
+    """Score the answers by the likeliest tokens alone.
 
     A spelling outside the list is at most as likely as the least likely in it, and all together
-    are at most what the list leaves: a label that is missing is given half of that bound, and the
+    are at most what the list leaves: an answer that is missing is given half of that bound, and the
     score's range is told where it matters.
 
     Args:
         listed: tokens and their log-probabilities, most of a position's likeliest.
-        spelled: the position in `labels` of the label that each spelling stands for.
-        labels: the answers.
+        spelled: the position in `answers` of the answer that each spelling stands for.
+        answers: the answers asked for.
     """
-    share = [0.0] * len(labels.names)
+    share = [0.0] * len(answers.names)
     least, total, found = 1.0, 0.0, False
     for token, logprob in listed:
         if not logprob > NO_PROBABILITY:  # NaN too
             if token in spelled:
-                return ListedAnswer(None, None, None)
+                return Answer()
             continue
         probability = math.exp(min(logprob, 1.0))
         total += probability
@@ -329,22 +314,22 @@ def read_listed(
             share[number] += probability
             found = True
     if total > MOST_PROBABILITY:
-        return ListedAnswer(None, None, None, "its probabilities add up to more than 1")
+        return Answer(note="its probabilities add up to more than 1")
     if not found:
-        return ListedAnswer(None, None, None)
+        return Answer()
     mass = min(sum(share), 1.0)
-    reading = labels.names[max(range(len(share)), key=share.__getitem__)]
-    missing = [value for value, each in zip(labels.values, share, strict=True) if not each]
-    known = sum(each * value for each, value in zip(share, labels.values, strict=True))
+    reading = answers.names[max(range(len(share)), key=share.__getitem__)]
+    missing = [value for value, each in zip(answers.values, share, strict=True) if not each]
+    known = sum(each * value for each, value in zip(share, answers.values, strict=True))
     if not missing:
-        return ListedAnswer(min(known / mass, 1.0), reading, mass)
+        return Answer(min(known / mass, 1.0), reading, mass)
     rest = min(least * len(missing), max(1.0 - total, 0.0))
     ends = [(known + rest * value) / (mass + rest) for value in (min(missing), max(missing))]
     low, high = min(*ends, known / mass), min(max(*ends, known / mass), 1.0)
     note = (
         f"labels outside the list: score {low:.3f} to {high:.3f}" if high - low > UNSURE else None
     )
-    return ListedAnswer((low + high) / 2, reading, mass, note)
+    return Answer((low + high) / 2, reading, mass, note)
 
 
 def clean(text: str) -> str:

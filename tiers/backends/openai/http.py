@@ -16,41 +16,36 @@ import aiohttp
 import orjson
 import uvloop
 
-from tiers.backends.openai.account import conversation, hide, key_of, prepare
-from tiers.backends.openai.address import (
-    ERROR_BYTES,
-    Address,
-    Failure,
-    Refusal,
-    Unfit,
-    read_bounded,
-)
+from tiers.backends.openai.account import hide, key_of, prepare
+from tiers.backends.openai.address import ERROR_BYTES, Address, read_bounded
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
+    Conversation,
     Dialect,
-    Reading,
     Unreadable,
     Usage,
     usage_of,
 )
+from tiers.backends.openai.errors import Failure, Refusal, Unfit
 from tiers.backends.openai.pacing import backoff
 from tiers.screenfile.tiers import HttpTier
-from tiers.tier import Job
-from tiers.types import Candidate, Judgement, TierError
+from tiers.tier import Job, config_of
+from tiers.types import Answer, Candidate, Judgement, TierError
 
 TURN_SECONDS = 0.05
 TURN_ROWS = 512
 UNREADABLE_ATTEMPTS = 3
-"""A reply without a verdict is asked for so many times: at temperature 0 it seldom changes."""
+"""Attempts at a text whose reply holds no verdict: at temperature 0 a reply seldom changes."""
 REFUSED_IN_A_ROW = 20
-"""So many refusals without an answer between them, and it is not the candidates."""
+"""After this many refusals without an answer between them, the fault is not the candidates'."""
 UNREADABLE_AT_FIRST = 20
-"""So many replies without one verdict, and it is the model or the question."""
+"""After this many first replies without a verdict, the fault is the model's or the question's."""
 FIRST_ANSWER_SECONDS = 10.0
 """How long to wait for a server that has never answered."""
 NAME_SHOWN = 100
 
 NOTHING = Usage()
+NO_ANSWER = Answer()
 
 
 @dataclass(slots=True)
@@ -65,15 +60,39 @@ class Sent:
     untold: str | None = None
     """Why its tokens are not counted: a part of them would look like all."""
 
+    def judged(
+        self,
+        answer: Answer = NO_ANSWER,
+        *,
+        seconds: float = 0.0,
+        error: str | None = None,
+        failed: bool = False,
+    ) -> Judgement:
+        usage = NOTHING if self.untold else self.usage
+        return Judgement(
+            self.id,
+            score=answer.score,
+            reading=answer.reading,
+            mass=answer.mass,
+            prompt_tokens=usage.prompt,
+            cached_tokens=usage.cached,
+            completion_tokens=usage.completion,
+            reasoning_tokens=usage.reasoning,
+            seconds=seconds,
+            error=error,
+            failed=failed,
+            note="; ".join(filter(None, (self.note, answer.note, self.untold))) or None,
+        )
+
 
 @dataclass(slots=True)
-class Ask:
+class Request:
     """A request and what became of the attempts at it."""
 
     texts: list[Sent]
     attempts: int = 0
     failed_at: Address | None = None
-    """To be asked elsewhere the next time."""
+    """The address of the last failure; the next attempt prefers another one."""
 
     @property
     def tokens(self) -> int:
@@ -85,17 +104,15 @@ class Http:
     """A model behind one or several addresses."""
 
     def __init__(self, job: Job) -> None:
-        if not isinstance(job.config, HttpTier):
-            raise TypeError(f"not an http tier: {job.config!r}")
         self._job = job
-        self._config = config = job.config
+        self._config = config = config_of(job, HttpTier)
         self.rates: Mapping[str, float] = {}
         self._remarks: list[str] = []
         key = key_of(config)
         self._addresses = [Address(url, config, key) for url in config.urls]
-        self._talk = conversation(job, Dialect.of(config))
+        self._talk = Conversation(job, Dialect.of(config))
         self._shared_tokens = len("".join(self._talk.prompt)) // CHARACTERS_PER_TOKEN
-        self._settled = False
+        self._dialect_known = False
         """Whether a reply has shown that the server speaks the dialect."""
         self._group = config.prompts_per_request if config.api == "completions" else 1
         self._grouped = False
@@ -105,14 +122,14 @@ class Http:
         self._woken = asyncio.Event()
         self._running = False
         """Whether a turn is under way: between two of them nothing new begins."""
-        self._source: Iterator[Ask] = iter(())
+        self._source: Iterator[Request] = iter(())
         self._exhausted = True
         self._tasks: set[asyncio.Task[None]] = set()
-        self._again: list[tuple[float, int, Ask]] = []
+        self._again: list[tuple[float, int, Request]] = []
         self._numbers = count()
         self._ready: list[Judgement] = []
         self._refusals: list[Judgement] = []
-        """Since the last answer; they stand once there is another one."""
+        """Refusals since the last good reply. The next good reply shows that the server works."""
         self._readable = self._unreadable = 0
         self._interrupted = False
         self._fatal: BaseException | None = None
@@ -141,7 +158,7 @@ class Http:
                 if self._fatal is not None:
                     raise self._fatal
                 if over or self._interrupted:
-                    yield from self._stand()
+                    yield from self._final_refusals()
                     return
         except KeyboardInterrupt:
             yield from self._ready
@@ -159,7 +176,7 @@ class Http:
             self._loop.run_until_complete(self._session.close())
         self._loop.close()
 
-    def _prepared(self, candidates: Iterable[Candidate]) -> Iterator[Ask]:
+    def _prepared(self, candidates: Iterable[Candidate]) -> Iterator[Request]:
         """Requests; what cannot be sent is judged at once."""
         texts: list[Sent] = []
         for candidate in candidates:
@@ -168,11 +185,11 @@ class Http:
                 self._ready.append(prepared)
                 continue
             texts.append(Sent(candidate.id, *prepared))
-            if len(texts) >= (self._group if self._settled else 1):
-                yield Ask(texts)
+            if len(texts) >= (self._group if self._dialect_known else 1):
+                yield Request(texts)
                 texts = []
         if texts:
-            yield Ask(texts)
+            yield Request(texts)
 
     async def _turn(self) -> tuple[list[Judgement], bool]:
         """Work until there are judgements worth returning, or nothing is left to do."""
@@ -201,7 +218,7 @@ class Http:
         return self._exhausted and not self._tasks and not self._again
 
     async def _name_labels(self) -> None:
-        """Where a server can give the probability of any token, ask for the labels' by number."""
+        """Where a server gives the probability of any token, name the tokens of the answers."""
         if not self._config.known.named_logprobs or self._talk.writes:
             return
         assert self._session is not None  # noqa: S101 - for the type checker
@@ -236,27 +253,27 @@ class Http:
         """Start what may start."""
         while free := self._free(now):
             if self._again and self._again[0][0] <= now:
-                ask = heapq.heappop(self._again)[2]
+                request = heapq.heappop(self._again)[2]
             elif (new := next(self._source, None)) is not None:
-                ask = new
+                request = new
             else:
                 self._exhausted = True
                 return
-            address = self._best(free, ask.failed_at)
-            address.begin(ask.tokens + self._shared_tokens * len(ask.texts), now)
-            task = self._loop.create_task(self._attempt(ask, address))
+            address = self._best(free, request.failed_at)
+            address.begin(request.tokens + self._shared_tokens * len(request.texts), now)
+            task = self._loop.create_task(self._attempt(request, address))
             self._tasks.add(task)
             task.add_done_callback(self._done)
 
     def _free(self, now: float) -> list[Address]:
-        """The addresses that may be asked. Only one is, until it has shown what it gives."""
-        if not self._settled and self._tasks:
+        """The addresses that may be asked: one request in all until the dialect is known."""
+        if not self._dialect_known and self._tasks:
             return []
         return [address for address in self._addresses if address.free(now)]
 
     @staticmethod
     def _best(free: list[Address], avoid: Address | None) -> Address:
-        """The address that would answer first, but another one than where it failed."""
+        """The address that would answer first, except the one where the request failed."""
         if len(free) == 1:
             return free[0]
         others = [address for address in free if address is not avoid]
@@ -288,15 +305,17 @@ class Http:
         alarm.cancel()
         self._woken.clear()
 
-    async def _attempt(self, ask: Ask, address: Address) -> None:
+    async def _attempt(self, request: Request, address: Address) -> None:
         """One request: its judgements are ready, or it is put back to be asked again."""
         assert self._session is not None  # noqa: S101 - for the type checker
         began = time.monotonic()
         failure: Failure | None = None
         try:
-            reply = await address.post(self._session, self._talk.body([t.text for t in ask.texts]))
-            shares, untold = _shares(reply, ask)
-            for sent, usage in zip(ask.texts, shares, strict=True):
+            reply = await address.post(
+                self._session, self._talk.body([t.text for t in request.texts])
+            )
+            shares, untold = _shares(reply, request)
+            for sent, usage in zip(request.texts, shares, strict=True):
                 sent.usage += usage
                 sent.untold = sent.untold or untold
             self._check_model(reply, address)
@@ -304,11 +323,11 @@ class Http:
             failure = error
         except Refusal as error:
             address.end(began, None)
-            self._refused(ask, str(error), address)
+            self._refused(request, str(error), address)
             return
         except Unfit as error:
             address.in_flight -= 1
-            self._set_aside(ask, str(error), address)
+            self._set_aside(request, str(error), address)
             return
         except BaseException:
             address.in_flight -= 1
@@ -317,13 +336,13 @@ class Http:
         if failure is None:
             self._good_at, self._answered = time.monotonic(), True
             address.good += 1
-            self._ready += self._stand()
-            self._read(ask, reply, self._good_at - began, address)
+            self._ready += self._final_refusals()
+            self._read(request, reply, self._good_at - began, address)
         else:
-            self._failed(ask, failure, address)
+            self._failed(request, failure, address)
 
     def _check_model(self, reply: Mapping[str, Any], address: Address) -> None:
-        """Refuse a reply that another model gave than the one asked, or than the first reply's."""
+        """Refuse a reply of another model than the first one's; remark on an unknown name."""
         told, asked = reply.get("model"), self._config.model
         if not isinstance(told, str) or told == address.served:
             return
@@ -335,38 +354,40 @@ class Http:
         elif told != address.served:
             raise Failure(f"the reply is of the model '{told}', not of '{address.served}'")
 
-    def _read(self, ask: Ask, reply: dict[str, Any], seconds: float, address: Address) -> None:
+    def _read(
+        self, request: Request, reply: dict[str, Any], seconds: float, address: Address
+    ) -> None:
         given = reply["choices"]
         choices = {_place(choice, i): choice for i, choice in enumerate(given)}
-        if len(ask.texts) == 1:
+        if len(request.texts) == 1:
             choices = {0: given[0]}  # whatever number it has
-        if not self._settled and not self._settle(ask, given[0]):
+        if not self._dialect_known and not self._learn_dialect(request, given[0]):
             return
         if address.good == 1 and self._gives_less(address, given[0]):
-            self._put_back(ask, 0.0)
+            self._put_back(request)
             return
-        if len(choices) < len(ask.texts):
-            self._one_by_one(ask)
+        if len(choices) < len(request.texts):
+            self._one_by_one(request)
             return
-        self._grouped |= len(ask.texts) > 1
-        for i, sent in enumerate(ask.texts):
+        self._grouped |= len(request.texts) > 1
+        for i, sent in enumerate(request.texts):
             try:
-                reading = self._talk.read(choices[i])
+                answer = self._talk.read(choices[i])
             except Unreadable as error:
                 self._no_verdict(sent, str(error), seconds)
             except (KeyError, TypeError, AttributeError, ValueError):
                 self._no_verdict(sent, "the reply is not shaped as the protocol says", seconds)
             else:
                 self._readable += 1
-                self._ready.append(_judgement(sent, seconds, reading=reading))
+                self._ready.append(sent.judged(answer, seconds=seconds))
 
-    def _settle(self, ask: Ask, choice: Mapping[str, Any]) -> bool:
-        """See from the first reply what the server gives; without probabilities, ask otherwise."""
+    def _learn_dialect(self, request: Request, choice: Mapping[str, Any]) -> bool:
+        """Whether the first reply gives what was asked for; else change the dialect, ask again."""
         if self._talk.by_probability and not self._talk.has_probabilities(choice):
             self._speak(self._talk.dialect._replace(top_logprobs=0))
-            self._put_back(ask, 0.0)
+            self._put_back(request)
             return False
-        self._settled = True
+        self._dialect_known = True
         if not self._talk.by_probability:
             self._remarks.append(
                 "the server gives no probabilities: the model writes its verdict and how sure it "
@@ -375,7 +396,7 @@ class Http:
         return True
 
     def _speak(self, dialect: Dialect) -> None:
-        self._talk = conversation(self._job, dialect)
+        self._talk = Conversation(self._job, dialect)
 
     def _gives_less(self, address: Address, choice: Mapping[str, Any]) -> bool:
         """Whether an address gives no probabilities where another does; it is then left out."""
@@ -386,72 +407,73 @@ class Http:
         return False
 
     def _leave_out(self, address: Address, why: str) -> None:
+        self._exclude(address, f"left out, as other addresses give more: {why}")
+
+    def _exclude(self, address: Address, words: str) -> None:
         if not address.unfit:
-            self._remarks.append(f"{address.url} is left out, as other addresses give more: {why}")
+            self._remarks.append(f"{address.url} is {words}")
         address.unfit = True
 
-    def _set_aside(self, ask: Ask, why: str, address: Address) -> None:
+    def _set_aside(self, request: Request, why: str, address: Address) -> None:
         """Ask no more at an address that misbehaves; the others go on, if there are any."""
-        if not address.unfit:
-            self._remarks.append(f"{address.url} is set aside: {why}")
-        address.unfit = True
+        self._exclude(address, f"set aside: {why}")
         if all(each.unfit for each in self._addresses):
             self._fatal = self._fatal or TierError(
                 f"tier '{self._config.name}': {address.url} is set aside, and no other address is "
                 f"left: {why}. Correct the server or base_url, then run again: what was judged is "
                 "kept"
             )
-        self._put_back(ask, 0.0)
+        self._put_back(request)
 
-    def _stand(self) -> list[Judgement]:
-        """Refusals that an answer has shown to be about the candidates."""
+    def _final_refusals(self) -> list[Judgement]:
+        """Hand out the refusals that waited for a good reply to follow them."""
         refusals, self._refusals = self._refusals, []
         return refusals
 
-    def _refused(self, ask: Ask, said: str, address: Address) -> None:
-        """The server will not take the request: another dialect, each text alone, or a person."""
+    def _refused(self, request: Request, said: str, address: Address) -> None:
+        """After a refusal: another dialect, each text alone, or review by a person."""
         other = self._talk.dialect.without(said)
         too_long = "context" in said.lower() or "too long" in said.lower()
-        if not self._settled and other is not None:
+        refusal = request.texts[0].judged(error=f"the server refused: {said}")
+        if not self._dialect_known and other is not None:
             self._speak(other)
-            self._put_back(ask, 0.0)
-        elif len(ask.texts) > 1:
-            self._one_by_one(ask)
+            self._put_back(request)
+        elif len(request.texts) > 1:
+            self._one_by_one(request)
         elif other is not None and not address.good and self._answered:
             self._leave_out(address, said)
-            self._put_back(ask, 0.0)
+            self._put_back(request)
         elif too_long:
-            self._ready.append(_judgement(ask.texts[0], 0.0, error=f"the server refused: {said}"))
-        elif self._settled and len(self._refusals) < REFUSED_IN_A_ROW:
-            refusal = _judgement(ask.texts[0], 0.0, error=f"the server refused: {said}")
+            self._ready.append(refusal)
+        elif self._dialect_known and len(self._refusals) < REFUSED_IN_A_ROW:
             self._refusals.append(refusal)
         else:
             self._fatal = TierError(
                 f"tier '{self._config.name}': {address.url} refuses the request: {said}"
             )
 
-    def _one_by_one(self, ask: Ask) -> None:
-        """Ask each text of a group alone; where no group ever went well, there are no more."""
+    def _one_by_one(self, request: Request) -> None:
+        """Ask each text of a group alone; form no more groups if none has gone well yet."""
         if not self._grouped:
             self._group = 1
-        for sent in ask.texts:
-            self._put_back(Ask([sent]), 0.0)
+        for sent in request.texts:
+            self._put_back(Request([sent]))
 
-    def _failed(self, ask: Ask, failure: Failure, address: Address) -> None:
+    def _failed(self, request: Request, failure: Failure, address: Address) -> None:
         """Ask again later; a request that fails where others go well is given up in the end."""
         self._last_failure = failure
-        ask.failed_at = address
-        if failure.counts and len(ask.texts) > 1:
-            self._one_by_one(ask)  # some servers break on what they should refuse
+        request.failed_at = address
+        if failure.counts and len(request.texts) > 1:
+            self._one_by_one(request)  # some servers break on what they should refuse
             return
         if failure.counts and address.healthy:
-            ask.attempts += 1
-        if ask.attempts <= self._config.retries:
-            self._put_back(ask, max(failure.after or 0.0, backoff(max(ask.attempts, 1))))
+            request.attempts += 1
+        if request.attempts <= self._config.retries:
+            self._put_back(request, max(failure.after or 0.0, backoff(max(request.attempts, 1))))
             return
-        for sent in ask.texts:
-            error = f"gave up after {ask.attempts} attempts: {failure}"
-            self._ready.append(_judgement(sent, 0.0, error=error, failed=True))
+        for sent in request.texts:
+            error = f"gave up after {request.attempts} attempts: {failure}"
+            self._ready.append(sent.judged(error=error, failed=True))
 
     def _no_verdict(self, sent: Sent, said: str, seconds: float) -> None:
         sent.unreadable += 1
@@ -463,15 +485,15 @@ class Http:
                 "or model"
             )
         elif sent.unreadable < UNREADABLE_ATTEMPTS:
-            self._put_back(Ask([sent]), 0.0)
+            self._put_back(Request([sent]))
         else:
-            self._ready.append(_judgement(sent, seconds, error=said))
+            self._ready.append(sent.judged(seconds=seconds, error=said))
 
-    def _put_back(self, ask: Ask, seconds: float) -> None:
-        heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), ask))
+    def _put_back(self, request: Request, seconds: float = 0.0) -> None:
+        heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), request))
 
     def _check_patience(self, now: float) -> None:
-        """Stop where nobody has answered well for long, although asked."""
+        """Stop the tier after too long a time without a good reply to requests that were sent."""
         closed = any(address.closed(now) for address in self._addresses)
         if self._last_failure is None or not (self._again or self._tasks or closed):
             return
@@ -500,35 +522,9 @@ def _place(choice: Mapping[str, Any], place: int) -> int:
     return told if isinstance(told, int) else place
 
 
-def _judgement(
-    sent: Sent,
-    seconds: float,
-    *,
-    reading: Reading | None = None,
-    error: str | None = None,
-    failed: bool = False,
-) -> Judgement:
-    usage = NOTHING if sent.untold else sent.usage
-    notes = [note for note in (sent.note, reading and reading.note, sent.untold) if note]
-    return Judgement(
-        sent.id,
-        reading.score if reading else None,
-        reading.reading if reading else None,
-        reading.mass if reading else None,
-        usage.prompt,
-        usage.cached,
-        usage.completion,
-        usage.reasoning,
-        seconds,
-        error,
-        failed,
-        "; ".join(notes) or None,
-    )
-
-
-def _shares(reply: Mapping[str, Any], ask: Ask) -> tuple[list[Usage], str | None]:
+def _shares(reply: Mapping[str, Any], request: Request) -> tuple[list[Usage], str | None]:
     """Each text's share of the tokens that a request charged, which add up to it; and a note."""
-    (whole, untold), texts = usage_of(reply), ask.texts
+    (whole, untold), texts = usage_of(reply), request.texts
     lengths = [len(sent.text) + 1 for sent in texts]
     shares, given, before = [], NOTHING, 0
     for length in lengths:

@@ -39,7 +39,7 @@ class Window:
             self._close_round()
 
     def refused(self, began: float, now: float) -> None:
-        """The server said that it is asked too much; requests of before the last cut count once."""
+        """The server is too busy. Requests that began before the last cut do not cut again."""
         if began < self._cut:
             return
         self._cut = now

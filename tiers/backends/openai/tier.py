@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tiers.backends.openai.account import config_of, conversation, key_of, key_route
-from tiers.backends.openai.chat import Dialect, clean
+from tiers.backends.openai.account import key_of, key_route
+from tiers.backends.openai.chat import Conversation, Dialect, clean, remote_config
 from tiers.screenfile.tiers import OpenAIBatchTier
-from tiers.tier import Inspection, Job, Tier
+from tiers.tier import Inspection, Job, Tier, asked
 from tiers.types import TierError
 
 
@@ -14,22 +14,15 @@ def identity(job: Job) -> dict[str, Any]:
 
     A model asked at once or by a batch is the same judge.
     """
-    config = config_of(job)
+    config = remote_config(job)
     home = config.urls == (config.known.base_url,)
     server: Any = config.version or (config.profile if home else sorted(config.urls))
     return {
         "backend": "openai",
         "server": server,
         "model": config.model,
-        "rubric": job.rubric,
-        **config.model_dump(
-            mode="json",
-            by_alias=True,
-            include={
-                "ask", "prompt", "max_candidate_tokens", "too_long", "max_tokens", "api", "extra",
-            },
-        ),
-    }  # fmt: skip
+        **asked(job, "api", "extra"),
+    }
 
 
 def inspect(job: Job, text: str) -> Inspection:
@@ -38,9 +31,9 @@ def inspect(job: Job, text: str) -> Inspection:
     Raises:
         TierError: the key is not set, or may not go to that host.
     """
-    config = config_of(job)
+    config = remote_config(job)
     key_of(config)
-    prompt = conversation(job, Dialect.of(config)).prompt
+    prompt = Conversation(job, Dialect.of(config)).prompt
     return Inspection(
         f"{config.model} at {', '.join(config.urls)}",
         f"{prompt.head}{clean(text)}{prompt.tail}",
@@ -58,6 +51,6 @@ def open_here(job: Job) -> Tier:
 
     if isinstance(job.config, OpenAIBatchTier):
         raise TierError(
-            f"tier '{job.config.name}' answers by tomorrow and cannot be asked one by one"
+            f"tier '{job.config.name}' answers within 24 hours and cannot be asked one by one"
         )
     return Http(job)

@@ -15,24 +15,25 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
 from tiers.backends.files import file_digest
-from tiers.backends.vllm.vocabulary import LabelTokens, Vocabulary, missing
-from tiers.prompt import (
-    DIGITS,
-    VERDICT_LEAD,
-    YES_NO,
-    Prompt,
-    compose,
-    question_for,
-    reply_schema,
+from tiers.backends.tokens import (
+    NO_NUMBER,
+    NOT_JSON,
+    Fitted,
+    fit,
+    prompt_around,
+    reply_cut,
+    room,
 )
+from tiers.backends.vllm.vocabulary import Vocabulary, missing, read_named
+from tiers.prompt import DIGITS, VERDICT_LEAD, YES_NO, Prompt, reply_schema, scored_reply
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import VllmTier
-from tiers.tier import Inspection, Job, Tier
+from tiers.tier import Inspection, Job, asked, config_of
 from tiers.types import Candidate, Judgement, MissingExtra, TierError
 
 SCORES_AT_ONCE = 1024
@@ -56,29 +57,24 @@ PLACES = frozenset({
 
 def identity(job: Job) -> dict[str, Any]:
     """What a judgement depends on: weights, prompt, question, engine, options that move scores."""
-    config = _config(job)
+    config = config_of(job, VllmTier)
     return {
         "backend": "vllm",
         "engine": f"vllm {_version(config)}",
         "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
         "weights": _weights(config),
         "options": {k: v for k, v in config.options.items() if k not in PLACES},
-        "rubric": job.rubric,
-        **config.model_dump(
-            mode="json",
-            by_alias=True,
-            include={"ask", "prompt", "chat", "max_candidate_tokens", "too_long", "max_tokens"},
-        ),
+        **asked(job, "chat"),
     }
 
 
 def inspect(job: Job, text: str) -> Inspection:
     """The prompt and its tokens, from the tokenizer alone; without transformers no tokens."""
-    config = _config(job)
+    config = config_of(job, VllmTier)
     try:
         vocabulary = Vocabulary(config)
     except MissingExtra:
-        prompt = compose(job.rubric, _question(config), config.prompt)
+        prompt = prompt_around(job, config, None)
         return Inspection(config.model, f"{prompt.head}{text}{prompt.tail}")
     prompt = prompt_of(job, vocabulary)
     (own,) = vocabulary.as_text([text])
@@ -90,38 +86,21 @@ def inspect(job: Job, text: str) -> Inspection:
     )
 
 
-def open_here(job: Job) -> Tier:
-    """Load the model.
-
-    Raises:
-        TierError: it cannot be loaded.
-    """
-    return Vllm(job)
-
-
 def prompt_of(job: Job, vocabulary: Vocabulary) -> Prompt:
     """The text around a candidate, in the model's own chat format where it has one.
 
     Raises:
-        TierError: the chat format was asked for and the model has none, or it fails.
+        TierError: the model's chat template fails.
     """
-    prompt = compose(job.rubric, _question(_config(job)), _config(job).prompt)
-    return vocabulary.in_chat(prompt) if vocabulary.chat else prompt
-
-
-class Prepared(NamedTuple):
-    """A candidate's own tokens, and what was done to its text."""
-
-    id: int
-    tokens: list[int]
-    note: str | None
+    in_chat = vocabulary.in_chat if vocabulary.chat else None
+    return prompt_around(job, config_of(job, VllmTier), in_chat)
 
 
 class Vllm:
     """A model in vLLM as a tier. What the prompts share is evaluated once, by its prefix cache."""
 
     def __init__(self, job: Job) -> None:
-        config = _config(job)
+        config = config_of(job, VllmTier)
         self._config = config
         self._vocabulary = Vocabulary(config)
         prompt = prompt_of(job, self._vocabulary)
@@ -130,12 +109,10 @@ class Vllm:
         self._tail = self._vocabulary.tail(prompt.tail)
         written = isinstance(config.ask, JsonAsk)
         self._cue = self._vocabulary.tail(prompt.tail + VERDICT_LEAD) if written else self._tail
-        self._labels = LabelTokens.find(
-            self._vocabulary, DIGITS if config.ask == "score" else YES_NO
-        )
+        self._labels = self._vocabulary.find(DIGITS if config.ask == "score" else YES_NO)
         around = len(self.head) + len(self._cue) + (config.max_tokens if written else 1)
-        self._longest = self._room(around)
-        self._engine = Engine(config, around + self._longest, self._labels.tokens)
+        self._longest = room(config, _context(config), head=len(self.head), around=around)
+        self._engine = OfflineEngine(config, around + self._longest, self._labels.tokens.tolist())
         self._engine.warm_up(self.head + self._cue)
         self.rates: Mapping[str, float] = {}
         self.remarks: Sequence[str] = ()
@@ -144,7 +121,7 @@ class Vllm:
         """Judgements in the order of the candidates, those that cannot be asked first."""
         source = iter(candidates)
         while chunk := list(islice(source, self._engine.at_once)):
-            ready: list[Prepared] = []
+            ready: list[Fitted] = []
             for item in self._prepare(chunk):
                 if isinstance(item, Judgement):
                     yield item
@@ -157,55 +134,29 @@ class Vllm:
     def close(self) -> None:
         self._engine.close()
 
-    def _room(self, around: int) -> int:
-        """Most tokens of a candidate: the setting, or what the model's context leaves."""
-        context = _context(self._config)
-        left = self._config.max_candidate_tokens if context is None else context - around
-        if left < 1:
-            raise TierError(
-                f"the rubric takes {len(self.head):,} tokens and the prompt with its reply "
-                f"{around:,}; the model reads {context:,}; shorten them"
-            )
-        return min(self._config.max_candidate_tokens, left)
-
-    def _prepare(self, chunk: Sequence[Candidate]) -> Iterator[Prepared | Judgement]:
+    def _prepare(self, chunk: Sequence[Candidate]) -> Iterator[Fitted | Judgement]:
         """Tokenize; what cannot be asked is judged unreadable at once, with the reason."""
         encoded = self._vocabulary.as_text([candidate.text for candidate in chunk])
-        for candidate, tokens in zip(chunk, encoded, strict=True):
-            if not tokens:
-                yield Judgement(candidate.id, None, error="empty text")
-            elif len(tokens) <= self._longest:
-                yield Prepared(candidate.id, tokens, None)
-            elif self._config.too_long == "review":
-                yield Judgement(candidate.id, None, error=self._too_long(len(tokens)))
-            else:
-                note = f"cut from {len(tokens):,} to {self._longest:,} tokens"
-                tokens = _cut(tokens, self._longest, self._config.too_long)
-                yield Prepared(candidate.id, tokens, note)
+        for candidate, own in zip(chunk, encoded, strict=True):
+            yield fit(candidate, own, self._longest, self._config)
 
-    def _too_long(self, tokens: int) -> str:
-        advice = "write too_long: head_tail"
-        if self._longest == self._config.max_candidate_tokens:
-            advice = f"raise max_candidate_tokens or {advice}"
-        return f"{tokens:,} tokens, longer than the {self._longest:,} that fit; {advice}"
-
-    def _ask(self, ready: list[Prepared]) -> Iterator[Judgement]:
+    def _ask(self, ready: list[Fitted]) -> Iterator[Judgement]:
         """Score all of a chunk, then have the replies written that follow from the scores."""
         began = time.perf_counter()
         scored = self._engine.score([self.head + each.tokens + self._cue for each in ready])
         judged = []
         for each, output in zip(ready, scored, strict=True):
-            answer = self._labels.read(_first_position(output))
+            answer = read_named(_first_position(output), self._labels)
             judged.append(
                 Judgement(
                     each.id,
-                    *answer,
+                    score=answer.score,
+                    reading=answer.reading,
+                    mass=answer.mass,
                     prompt_tokens=len(output.prompt_token_ids),
                     cached_tokens=output.num_cached_tokens or 0,
                     completion_tokens=1,
-                    error=None
-                    if answer.score is not None
-                    else "the model's answer is not a number",
+                    error=NO_NUMBER if answer.score is None else None,
                     note=each.note,
                 )
             )
@@ -215,23 +166,23 @@ class Vllm:
         for judgement in judged:
             yield judgement._replace(seconds=seconds)
 
-    def _replies(self, ready: list[Prepared], judged: list[Judgement]) -> list[Judgement]:
+    def _replies(self, ready: list[Fitted], judged: list[Judgement]) -> list[Judgement]:
         """Have a JSON reply written after each score, its verdict the one that was scored.
 
         The prompts are in the cache by now and are not counted again.
         """
-        able = [i for i, judgement in enumerate(judged) if judgement.score is not None]
+        able = [(i, each.score) for i, each in enumerate(judged) if each.score is not None]
         written = self._engine.write(
-            [self.head + ready[i].tokens + self._tail for i in able],
-            [judged[i].reading or "" for i in able],
+            [self.head + ready[i].tokens + self._tail for i, _ in able],
+            [judged[i].reading or "" for i, _ in able],
         )
         replied = list(judged)
-        for i, output in zip(able, written, strict=True):
-            replied[i] = _with_reply(judged[i], output.outputs[0])
+        for (i, score), output in zip(able, written, strict=True):
+            replied[i] = _with_reply(judged[i], score, output.outputs[0])
         return replied
 
 
-class Engine:
+class OfflineEngine:
     """vLLM's offline engine and the two things that are asked of it."""
 
     def __init__(self, config: VllmTier, longest: int, labels: list[int]) -> None:
@@ -312,24 +263,20 @@ def _first_position(output: Any) -> Mapping[int, Any]:
     return positions[0] if positions else {}
 
 
-def _with_reply(judgement: Judgement, output: Any) -> Judgement:
+def _with_reply(judgement: Judgement, score: float, output: Any) -> Judgement:
+    """The judgement of a candidate with this score, and with the reply that was written to it."""
     count = len(output.token_ids)
     judgement = judgement._replace(completion_tokens=count, reading=None)
     if output.finish_reason == "length":
-        said = f"the reply was cut at {count:,} tokens; raise max_tokens or ask for less"
-        return judgement._replace(score=None, error=said)
+        return judgement._replace(score=None, error=reply_cut(count))
     try:
-        fields = orjson.loads(output.text)
+        return judgement._replace(reading=scored_reply(orjson.loads(output.text), score))
     except orjson.JSONDecodeError:
-        return judgement._replace(score=None, error="the model's reply is not JSON")
-    assert judgement.score is not None  # noqa: S101 - for the type checker
-    confidence = round(max(judgement.score, 1 - judgement.score), 4)
-    verdict = {"verdict": fields.pop("verdict"), "confidence": confidence}
-    return judgement._replace(reading=orjson.dumps(verdict | fields).decode())
+        return judgement._replace(score=None, error=NOT_JSON)
 
 
 def _schema_after(verdict: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """The schema of a reply whose verdict is settled."""
+    """The schema of a reply with this verdict."""
     schema = reply_schema(fields)
     schema["properties"]["verdict"] = {"enum": [verdict]}
     return schema
@@ -418,18 +365,4 @@ def _context(config: VllmTier) -> int | None:
     return getattr(model.get_text_config(), "max_position_embeddings", None)
 
 
-def _question(config: VllmTier) -> str:
-    return question_for(config.ask.fields if isinstance(config.ask, JsonAsk) else config.ask)
-
-
-def _config(job: Job) -> VllmTier:
-    if not isinstance(job.config, VllmTier):
-        raise TypeError(f"not a vllm tier: {job.config!r}")
-    return job.config
-
-
-def _cut(tokens: list[int], longest: int, how: str) -> list[int]:
-    if how == "head":
-        return tokens[:longest]
-    head = (longest + 1) // 2
-    return tokens[:head] + tokens[len(tokens) - (longest - head) :]
+open_here = Vllm

@@ -5,14 +5,15 @@ A candidate is encoded by itself, blind to control tokens. It knows of vLLM only
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tiers.prompt import Answer, Labels, Prompt, read_labels
+from tiers.backends.tokens import LabelTokens, chat_template
+from tiers.prompt import AnswerSet, Prompt, as_turn
 from tiers.screenfile.tiers import VllmTier
-from tiers.types import MissingExtra, TierError
+from tiers.types import Answer, MissingExtra, TierError
 
 
 class Vocabulary:
@@ -22,11 +23,8 @@ class Vocabulary:
     """
 
     def __init__(self, config: VllmTier) -> None:
-        self._name = config.name
         self._model = _tokenizer(config)
-        self.chat = config.chat
-        if self.chat is None:
-            self.chat = self._model.chat_template is not None and config.prompt is None
+        self.chat = chat_template(config, self._model.chat_template) is not None
         added = self._model.added_tokens_decoder.items()
         self._control = {token for token, text in added if text.content.strip()}
         self._continued = _continuing(self._model)
@@ -35,35 +33,13 @@ class Vocabulary:
     def in_chat(self, prompt: Prompt) -> Prompt:
         """The prompt as a user's turn.
 
-        A mark holds the candidate's place, so that the candidate itself is never rendered or
-        parsed.
-
         Raises:
-            TierError: the model has no chat template, or it fails.
+            ValueError: the chat template fails.
         """
-        from jinja2 import TemplateError
-
-        mark = "\u2063candidate\u2063"
-        turn = {"role": "user", "content": f"{prompt.head}{mark}{prompt.tail}"}
-        if self._model.chat_template is None:
-            raise TierError(
-                f"tier '{self._name}' has chat: true, but its model holds no chat template; "
-                "leave it out"
-            )
-        try:
-            text = self._model.apply_chat_template(
-                [turn], tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise TierError(
-                f"tier '{self._name}': the model's chat template fails: {error}; write chat: false"
-            ) from error
-        if text.count(mark) != 1:
-            raise TierError(
-                f"tier '{self._name}': the model's chat template does not show the turn once; "
-                "write chat: false"
-            )
-        return Prompt(*text.split(mark))
+        render = partial(
+            self._model.apply_chat_template, tokenize=False, add_generation_prompt=True
+        )
+        return as_turn(prompt, render)
 
     def head(self, text: str) -> list[int]:
         """Our words before the candidate. A chat template writes the first token itself."""
@@ -88,6 +64,10 @@ class Vocabulary:
     def piece(self, token: int) -> str:
         return str(self._blind.decode([token], skip_special_tokens=False))
 
+    def find(self, answers: AnswerSet) -> LabelTokens:
+        """The tokens of the answers in this vocabulary."""
+        return LabelTokens.find(answers, lambda text: self.as_text([text])[0], self.piece)
+
     def _spelled_out(self, encoding: Any, text: str) -> list[int]:
         """The ids of an encoding, with the names of control tokens letter by letter.
 
@@ -103,44 +83,17 @@ class Vocabulary:
         return spelled
 
 
-@dataclass(frozen=True)
-class LabelTokens:
-    """The single tokens that spell the labels, and the label that each spells."""
+def read_named(named: Mapping[int, Any], labels: LabelTokens) -> Answer:
+    """The answer by vLLM's log-probabilities of one position.
 
-    labels: Labels
-    tokens: list[int]
-    label: list[int]
-
-    @classmethod
-    def find(cls, vocabulary: Vocabulary, labels: Labels) -> "LabelTokens":
-        """Look the spellings up in the model's vocabulary.
-
-        Raises:
-            TierError: a label is no single token, so that one position cannot answer.
-        """
-        found: dict[int, int] = {}
-        for number, name in enumerate(labels.names):
-            spellings = labels.spellings(name)
-            for spelling, ids in zip(spellings, vocabulary.as_text(spellings), strict=True):
-                if len(ids) == 1 and vocabulary.piece(ids[0]).strip() == spelling.strip():
-                    found.setdefault(ids[0], number)
-            if number not in found.values():
-                raise TierError(
-                    f"the model spells '{name}' with several tokens, so one position cannot "
-                    "answer; use another ask or another model"
-                )
-        return cls(labels, list(found), list(found.values()))
-
-    def read(self, named: Mapping[int, Any]) -> Answer:
-        """Score, reading and label mass from vLLM's log-probabilities of one position.
-
-        Where vLLM has no number it leaves the token out or says -inf or -9999, and none of
-        these is a small probability.
-        """
-        logprobs = np.array([getattr(named.get(t), "logprob", np.nan) for t in self.tokens])
-        if not np.isfinite(logprobs).all() or logprobs.min() <= -9999:
-            return Answer(None, None, None)
-        return read_labels(logprobs, self.label, self.labels)
+    Where vLLM has no number it leaves the token out or says -inf or -9999, and none of these is a
+    small probability.
+    """
+    told = [getattr(named.get(token), "logprob", np.nan) for token in labels.tokens.tolist()]
+    logprobs = np.array(told)
+    if not np.isfinite(logprobs).all() or logprobs.min() <= -9999:
+        return Answer()
+    return labels.read(logprobs)
 
 
 def missing(config: VllmTier, error: ImportError) -> TierError:
