@@ -17,6 +17,7 @@ from db.engine import check_ready
 from db.errors import RunHeld
 from db.store import Change, RunState, Store, StoreError, opened_store
 from flows.calibrate import calibrate as calibrate_flow
+from flows.files.writing import WritingError
 from flows.recorder import recorded
 from flows.report.summary import reuse_line, summary
 from flows.run.screening import prepare, screen_candidates
@@ -26,7 +27,7 @@ from tiers.screenfile.file import Screen, load_screen
 from tiers.screenfile.limits import BudgetSection
 from tiers.types import TierError
 
-EXPECTED = (ScreenError, StoreError, TierError)
+EXPECTED = (ScreenError, StoreError, TierError, WritingError)
 STOPPED = "stopped; what was judged is kept. Start the same run again to go on"
 
 

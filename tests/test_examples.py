@@ -16,7 +16,7 @@ from tiers.types import Candidate
 
 SECTIONS = (
     "Candidates", "LlamaTier", "VllmTier", "HttpTier", "OpenAIBatchTier", "PythonTier", "Policy",
-    "BudgetSection", "PriceSection",
+    "BudgetSection", "PriceSection", "GuaranteeSection", "AfterSection", "SqlSource",
 )  # fmt: skip
 ROOT = Path(__file__).parent.parent
 

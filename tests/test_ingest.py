@@ -212,9 +212,9 @@ def test_a_column_that_no_row_has_is_told_before_anything_is_read(home: Home, na
 def test_files_that_are_not_there_or_no_table_are_told(home: Home) -> None:
     with pytest.raises(ScreenError, match="no such file"):
         home.read("absent.csv")
-    (home.folder / "a.xlsx").touch()
+    (home.folder / "a.docx").touch()
     with pytest.raises(ScreenError, match=r"not a .csv"):
-        home.read("a.xlsx")
+        home.read("a.docx")
     (home.folder / "a.parquet").write_text("no parquet")
     with pytest.raises(ScreenError, match="no Parquet"):
         home.read("a.parquet")

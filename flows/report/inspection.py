@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from flows.files.ingest import first_text, source_files
+from flows.files.ingest import first_text
+from flows.files.sources import sources
 from flows.settings import load_keys
 from tiers.opening import inspect
 from tiers.prices import check_prices, price_of
@@ -17,10 +18,11 @@ from tiers.types import TierError
 
 @dataclass(frozen=True)
 class File:
-    """A file of candidates."""
+    """A file of candidates, or another source of them."""
 
     name: str
-    megabytes: float
+    megabytes: float | None
+    """None where the size is not known."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def inspect_screen(definition: Screen) -> ScreenInspection:
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
     try:
         found.files = [
-            File(str(path), round(path.stat().st_size / 1e6, 3))
-            for path in source_files(definition.candidates.source)
+            File(one.address, None if one.bytes is None else round(one.bytes / 1e6, 3))
+            for one in sources(definition.candidates.source)
         ]
         key, text = first_text(definition.candidates)
         found.candidate = {"key": key, "text": text}
@@ -82,7 +84,8 @@ def inspect_screen(definition: Screen) -> ScreenInspection:
 def show_inspection(found: ScreenInspection, console: Console) -> None:
     """Print an inspection for people."""
     for file in found.files:
-        console.print(f"file   {file.name}, {file.megabytes:,.1f} MB")
+        size = "" if file.megabytes is None else f", {file.megabytes:,.1f} MB"
+        console.print(f"file   {file.name}{size}")
     if found.candidate:
         console.print(f"first  candidate {found.candidate['key']}")
     for tier in found.tiers:

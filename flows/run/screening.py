@@ -4,12 +4,13 @@ Resume is a query: what has no judgement is judged, whoever stopped before and h
 """
 
 from db.engine import check_ready, open_engine
-from db.store import Run, Store
-from flows.files.ingest import check_columns, in_words, ingest, require_candidates
+from db.store import Run, RunState, Store, opened_store
+from flows.files.after import write_after
+from flows.files.ingest import check_input, in_words, ingest
 from flows.guarantee.state import check_calibration, require_calibration
 from flows.guarantee.thresholds import standing
 from flows.progress import Display, say
-from flows.recorder import recorded
+from flows.recorder import current, recorded
 from flows.report.artifacts import publish
 from flows.run.budget import Budgets
 from flows.run.cascade import Cascade
@@ -39,8 +40,7 @@ def prepare(definition: Screen, key: str | None, *, to_calibrate: bool = False) 
     check_prices(definition)
     url = Settings().database()
     check_ready(url)
-    check_columns(definition.candidates)
-    require_candidates(definition.candidates)
+    check_input(definition.candidates)
     for position in range(len(definition.tiers)):
         inspect(job_of(definition, position), "")
     engine = open_engine(url)
@@ -94,7 +94,22 @@ def screen_candidates(
                     break
         finally:
             publish(store, run)
+    hand_on(definition, key)
     return run
+
+
+def hand_on(definition: Screen, key: str) -> None:
+    """Write the results of a run that is done where the screen wants them.
+
+    Raises:
+        WritingError: they cannot be written there; the run is done all the same.
+    """
+    if definition.after is None:
+        return
+    with opened_store(Settings().database()) as store:
+        run = store.runs.find(key)
+        if run.state is RunState.DONE:
+            current().say(write_after(store, run, definition.after))
 
 
 def read_candidates(

@@ -7,13 +7,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
+    Discriminator,
     Field,
     ModelWrapValidatorHandler,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -22,8 +24,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tiers.policy import Policy
 from tiers.screenfile.faults import ScreenError, faults_between_tiers, problem_of, repeated_keys
-from tiers.screenfile.limits import BudgetSection, GuaranteeSection, PriceSection
-from tiers.screenfile.section import Section
+from tiers.screenfile.limits import AfterSection, BudgetSection, GuaranteeSection, PriceSection
+from tiers.screenfile.section import Section, shape_of
 from tiers.screenfile.template import check_template
 from tiers.screenfile.tiers import (
     BACKENDS,
@@ -31,12 +33,27 @@ from tiers.screenfile.tiers import (
     Tier,
 )
 
+STDIN = "-"
+
+
+class SqlSource(Section):
+    """A query whose rows are candidates."""
+
+    sql: str = Field(min_length=1)
+    """One SELECT, in the words of that database."""
+    url_variable: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,79}$")
+    """The environment variable that holds the database's address, such as WAREHOUSE_URL."""
+
 
 class Candidates(Section):
     """Where the candidates come from and what of them is read."""
 
-    source: str = Field(alias="from", min_length=1)
-    """A CSV, JSONL or Parquet file, or a pattern such as `parts/*.parquet`."""
+    source: Annotated[
+        Annotated[str, Field(min_length=1), Tag("@word")] | Annotated[SqlSource, Tag("@mapping")],
+        Discriminator(shape_of),
+    ] = Field(alias="from")
+    """A CSV, JSONL, Parquet or XLSX file, a pattern such as `parts/*.parquet`, an address such as
+    `s3://bucket/file.csv`, `-` for JSON lines on standard input, or a query."""
     key: str = Field(min_length=1)
     """The column that names a candidate."""
     text: str | None = None
@@ -47,6 +64,11 @@ class Candidates(Section):
     @classmethod
     def _template(cls, text: str | None) -> str | None:
         return text if text is None else check_template(text)
+
+    @property
+    def address(self) -> str:
+        """Where they come from, for messages."""
+        return self.source.sql if isinstance(self.source, SqlSource) else self.source
 
 
 class Screen(Section):
@@ -60,6 +82,8 @@ class Screen(Section):
     """For the whole run; a tier can have one of its own."""
     guarantee: GuaranteeSection | None = None
     """What `tamis calibrate` has to promise; then tiers may leave their policies to it."""
+    after: AfterSection | None = None
+    """Where results go once a run is done."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -86,7 +110,7 @@ class Screen(Section):
     def digest(self) -> str:
         """Names this definition: two runs with equal digests compute the same."""
         defined = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for name in ("budget", "guarantee"):
+        for name in ("after", "budget", "guarantee"):
             defined.pop(name, None)
         for tier, section in zip(self.tiers, defined["tiers"], strict=True):
             for name in tier.operational:
@@ -109,6 +133,8 @@ class Screen(Section):
 SECTIONS: dict[str, type[BaseModel]] = {
     "screen": Screen,
     "candidates": Candidates,
+    "from": SqlSource,
+    "after": AfterSection,
     "policy": Policy,
     "budget": BudgetSection,
     "guarantee": GuaranteeSection,
@@ -148,10 +174,15 @@ def load_screen(path: Path) -> Screen:
 def _anchored(screen: Screen, folder: Path) -> Screen:
     """The screen with its relative file names made absolute."""
     source = screen.candidates.source
-    if not Path(source).is_absolute():
-        source = str(folder / source)
+    is_file = isinstance(source, str) and source != STDIN and "://" not in source
+    if is_file and not Path(str(source)).is_absolute():
+        source = str(folder / str(source))
+    after = screen.after
+    if after is not None and after.results is not None:
+        after = after.model_copy(update={"results": str(folder / after.results)})
     return screen.model_copy(
         update={
+            "after": after,
             "candidates": screen.candidates.model_copy(update={"source": source}),
             "tiers": tuple(tier.anchored(folder) for tier in screen.tiers),
         }

@@ -2,11 +2,13 @@
 
 import re
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tiers.screenfile.section import Section
+
+_NAME = "[A-Za-z_][A-Za-z0-9_]{0,62}"
 
 
 class PriceSection(Section):
@@ -107,3 +109,24 @@ class GuaranteeSection(Section):
     @property
     def by_people(self) -> bool:
         return self.against == "people"
+
+
+class AfterSection(Section):
+    """Where the results of a run go once it is done: to a file, or to a table."""
+
+    results: str | None = None
+    """A .csv, .json, .jsonl or .parquet file; `{run}` and `{screen}` stand for their names."""
+    table: str | None = Field(None, pattern=rf"^{_NAME}(\.{_NAME})?$")
+    """A table, made if it is missing; the run's rows of before are replaced in one transaction."""
+    url_variable: str | None = Field(None, pattern=r"^[A-Z][A-Z0-9_]{0,79}$")
+    """The environment variable that holds the address of the table's database."""
+    verdict: Literal["accepted", "rejected", "review", "failed"] | None = None
+    """Only these; all by default."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "AfterSection":
+        if (self.results is None) == (self.table is None):
+            raise ValueError("write either results: out/{run}.csv, or table: accepted")
+        if (self.table is None) != (self.url_variable is None):
+            raise ValueError("table and url_variable go together: {table: t, url_variable: URL}")
+        return self

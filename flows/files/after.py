@@ -1,0 +1,86 @@
+"""Results handed on once a run is done: to a file, or to a table of somebody's database."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from db.store import Run, Store
+from flows.files.sources import hidden, with_driver
+from flows.files.writing import WritingError, format_of, results_of, write_results
+from flows.settings import load_keys
+from tiers.screenfile.limits import AfterSection
+
+COLUMNS = ("run", "key", "verdict", "tier", "score", "why")
+PAGE = 1_000
+
+
+def write_after(store: Store, run: Run, after: AfterSection) -> str:
+    """Write the results of a run where its screen wants them; what was done, in words.
+
+    Raises:
+        WritingError: they cannot be written; nothing of a table is changed then.
+    """
+    if after.results is not None:
+        return _to_file(store, run, after, after.results)
+    return _to_table(store, run, after)
+
+
+def _to_file(store: Store, run: Run, after: AfterSection, pattern: str) -> str:
+    path = Path(pattern.replace("{run}", run.key).replace("{screen}", run.screen))
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = results_of(store, run, verdict=after.verdict, limit=None, columns=None)
+        write_results(rows, part, format_of(path))
+        part.replace(path)
+    except OSError as error:
+        raise _refused(run, f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    return f"results written to {path}"
+
+
+def _to_table(store: Store, run: Run, after: AfterSection) -> str:
+    from sqlalchemy import Column, Double, MetaData, Table, Text, create_engine, delete, insert
+    from sqlalchemy.exc import SQLAlchemyError
+
+    variable = str(after.url_variable)
+    load_keys([variable])
+    url = os.environ.get(variable, "")
+    if not url:
+        raise _refused(run, f"the variable {variable} is not set; write the address into it")
+    schema, _, name = str(after.table).rpartition(".")
+    columns = [Column(each, Double() if each == "score" else Text()) for each in COLUMNS]
+    table = Table(name, MetaData(), *columns, schema=schema or None)
+    rows, count = _rows(store, run, after), 0
+    try:
+        engine = create_engine(with_driver(url))
+        try:
+            with engine.begin() as connection:
+                table.create(connection, checkfirst=True)
+                connection.execute(delete(table).where(table.c.run == run.key))
+                while some := list(islice(rows, PAGE)):
+                    connection.execute(insert(table), some)
+                    count += len(some)
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ValueError, ImportError) as error:
+        why = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise _refused(run, f"table {after.table}: {hidden(why, url)}") from error
+    return f"{count:,} results written to table {after.table}"
+
+
+def _rows(store: Store, run: Run, after: AfterSection) -> Iterator[dict[str, Any]]:
+    for row in store.results.all(run.id, after.verdict):
+        yield {"run": run.key, **{name: row[name] for name in COLUMNS[1:]}}
+
+
+def _refused(run: Run, why: str) -> WritingError:
+    return WritingError(
+        f"run {run.key} is done, and its results could not be handed on: {why}. "
+        "The same command tries again and pays for nothing twice"
+    )
