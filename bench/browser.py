@@ -15,7 +15,7 @@ from typing import Any
 from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SETTLED_SECONDS = 1.5
+SETTLED_SECONDS = 2.5
 """After so long without a change of its text, a page is taken to be drawn."""
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -53,19 +53,20 @@ class Recorder:
         self._tell(kind="log", text=text)
 
     @contextmanager
-    def block(self, name: str) -> Iterator[None]:
-        """A stretch of work, as a task run."""
+    def block(self, name: str) -> Iterator[Callable[[str], None]]:
+        """A stretch of work, as a task run; what is given gives it a better name at its end."""
         task_run, began = str(uuid4()), _now()
         self._tell(kind="task", id=task_run, name=name, began=began)
-        state = "FAILED"
+        state, names = "FAILED", [name]
         try:
-            yield
+            yield names.append
             state = "COMPLETED"
         except (KeyboardInterrupt, SystemExit):
             state = "CANCELLED"
             raise
         finally:
-            self._tell(kind="task", id=task_run, name=name, began=began, ended=_now(), state=state)
+            told = {"id": task_run, "name": names[-1], "began": began}
+            self._tell(kind="task", **told, ended=_now(), state=state)
 
     def progress(self, key: str, description: str, percent: float) -> None:
         """How far something is; the last word about a key counts."""

@@ -1,5 +1,6 @@
 """What a run amounts to: one JSON object, a table for people, a page for the Prefect UI."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -190,20 +191,35 @@ def reuse_line(finished: Summary) -> str:
 
 def markdown(finished: Summary) -> str:
     """The report that the Prefect UI shows."""
-    header = ["tier", *COUNTS, "prompt tokens", "of which cached", "written", "seconds", "USD"]
+    used = {name for name in COUNTS for tier in finished.tiers if getattr(tier, name)}
+    counts = [name for name in COUNTS if name in ALWAYS or name in used]
+    # Two tables, because the page beside the Prefect UI's panel is narrow.
     lines = [
         f"# {finished.screen}: run {finished.run}",
         "",
         account_line(finished),
         "",
-        f"| {' | '.join(header)} |",
-        "|---|" + "---:|" * (len(header) - 1),
+        *_table(["tier", *counts], [_cells(tier, counts) for tier in finished.tiers]),
+        "",
+        *_table(
+            ["tier", "tokens", "of which cached", "written", "seconds", "USD"],
+            [
+                [*_cells(tier, TOKENS), f"{tier.seconds:,.1f}", _usd(tier.usd)]
+                for tier in finished.tiers
+            ],
+        ),
     ]
-    for tier in finished.tiers:
-        cells = [f"{getattr(tier, name):,}" for name in (*COUNTS, *TOKENS)]
-        cells += [f"{tier.seconds:,.1f}", _usd(tier.usd)]
-        lines.append(f"| {tier.name} | {' | '.join(cells)} |")
     if finished.audit:
         lines += ["", in_words(finished.audit), "", *table_of(finished.audit)]
     asks = [f"tamis results {finished.run}", f"tamis explain {finished.run} KEY"]
     return "\n".join([*lines, "", "Look further:", "", "```", *asks, "```"])
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in markdown: the first column to the left, numbers to the right."""
+    lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _cells(tier: TierSummary, names: Iterable[str]) -> list[str]:
+    return [tier.name, *(f"{getattr(tier, name):,}" for name in names)]

@@ -147,8 +147,10 @@ class TierRun:
             stored()
 
         while True:
-            with current().block(f"{self.work.name} from {self._done + 1:,}"):
+            first = f"{self.work.name} {self._done + 1:,}.."
+            with current().block(first) as called:
                 block = judge_block(self.work, tier, after, size, self._step, kept)
+                called(f"{first}{self._done + block.judged:,}")
             self._say_remarks(tier)
             if judged == 0 or block.last is None:
                 check_mass(self.work)
