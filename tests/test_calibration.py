@@ -106,7 +106,8 @@ def test_ties_gaps_and_extremes_never_break_it(
     assert len(result.thresholds) == tiers
     if budget >= len(table) and kind == "recall":
         assert result.status is Status.CERTIFIED
-        assert (result.accepted == positive).all()
+        # The draw may end before the last label: then some are rejected by their score.
+        assert (result.accepted == positive)[~result.by_proxy].all()
     for threshold in result.thresholds:
         if threshold != Thresholds():
             Policy(reject_below=threshold.reject_below, accept_above=threshold.accept_above)

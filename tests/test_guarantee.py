@@ -37,9 +37,7 @@ def test_chances_are_those_of_whole_numbers() -> None:
     for population_, positives, draws in ((9, 4, 5), (30, 11, 7), (50, 50, 3), (12, 0, 12)):
         for most in range(-1, draws + 1):
             expected = sum(chance(x, population_, positives, draws) for x in range(most + 1))
-            found = chance_of_at_most(
-                most, np.array(population_), np.array(positives), np.array(draws)
-            )
+            found = chance_of_at_most(most, population_, positives, draws)
             assert found[0] == pytest.approx(expected, abs=1e-9)
 
 
@@ -161,12 +159,7 @@ def test_evidence_of_fewer_errors_is_reached_wrongly_as_rarely_as_it_says() -> N
                             after[found + step] = after.get(found + step, 0.0) + weight * part
                 alive = {}
                 for found, weight in after.items():
-                    evidence = log_evidence_of_fewer(
-                        np.array([found]),
-                        np.array([region]),
-                        np.array([claimed]),
-                        np.array([drawn]),
-                    )
+                    evidence = log_evidence_of_fewer(found, region, claimed, drawn)
                     if evidence[0] >= -np.log(delta):
                         passed += weight
                     else:

@@ -65,9 +65,7 @@ def audit_evidence(audit: Audit, target: float) -> float:
         return 1.0
     more = np.minimum(np.maximum(np.ceil(MORE * allowed), allowed + 1), audit.rejects)
     counts = np.concatenate([[allowed], more]).astype(np.int64)
-    logs = log_chance(
-        np.array(audit.lost_positives), np.array(audit.rejects), counts, np.array(audit.audited)
-    )
+    logs = log_chance(audit.lost_positives, audit.rejects, counts, audit.audited)
     if math.isinf(logs[0]):
         # More were found than the promise allows in all, or more are there than can be missed.
         return math.inf if audit.lost_positives > allowed else 0.0

@@ -6,9 +6,9 @@ number of positives in a simple random draw from a finite population. No score e
 
 import math
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
+import scipy  # its parts load at their first use
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
@@ -19,63 +19,45 @@ CELLS = 2_000_000
 DECIMALS = 10**6
 
 
-@lru_cache(maxsize=4)
-def _log_factorials(size: int) -> Floats:
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])
+def log_ways(items: Ids | int, chosen: Ids | int) -> Floats:
+    """Logarithm of the number of ways to choose, exact to 1e-8; -inf where there is no way."""
+    log_gamma = scipy.special.gammaln
+    ways = log_gamma(items + 1) - log_gamma(chosen + 1) - log_gamma(items - chosen + 1)
+    return np.asarray(ways, np.float64)
 
 
-def log_factorial(numbers: Ids) -> Floats:
-    """Natural logarithm of n!, exact to 1e-9; of 0 where n < 0, for the caller to rule out."""
-    table = _log_factorials(1 << max(int(numbers.max(initial=1)), 1).bit_length())
-    logs: Floats = table[np.maximum(numbers, 0)]
-    return logs
-
-
-def log_chance(hits: Ids, population: Ids, positives: Ids, draws: Ids) -> Floats:
+def log_chance(
+    hits: Ids | int, population: Ids | int, positives: Ids | int, draws: Ids | int
+) -> Floats:
     """Logarithm of P(exactly `hits` positives in the draw); -inf where impossible.
 
     Args:
         hits: positives drawn.
         population: items of which is drawn.
-        positives: positives among them.
+        positives: positives among them, at most the population.
         draws: items drawn, at most the population.
     """
-    negatives, misses = population - positives, draws - hits
-    possible = (hits >= 0) & (hits <= positives) & (misses >= 0) & (misses <= negatives)
-    ways = log_factorial(positives) - log_factorial(hits) - log_factorial(positives - hits)
-    ways = ways + log_factorial(negatives) - log_factorial(misses)
-    ways = ways - log_factorial(negatives - misses)
-    total = log_factorial(population) - log_factorial(draws) - log_factorial(population - draws)
-    chance: Floats = np.where(possible, ways - total, -np.inf)
-    return chance
+    ways = log_ways(positives, hits) + log_ways(population - positives, draws - hits)
+    return ways - log_ways(population, draws)
 
 
-def chance_of_at_most(most: int, population: Ids, positives: Ids, draws: Ids) -> Floats:
-    """P(at most `most` positives in a draw without replacement).
+def chance_of_at_most(most: int, population: Ids | int, positives: Ids | int, draws: int) -> Floats:
+    """(n,) P(at most `most` positives in a draw without replacement).
+
+    `scipy.stats.hypergeom` says the same, but takes a hundred times as long for many populations.
 
     Args:
         most: number of positives that the draw holds at most; below 0 the chance is 0.
         population: (n,) or one number: items of which is drawn.
         positives: (n,) or one number: positives among them.
-        draws: (n,) or one number: items drawn, at most the population.
+        draws: items drawn, at most the population.
     """
-    population, positives, draws = np.broadcast_arrays(
-        np.atleast_1d(population), positives, draws
-    )  # fmt: skip
-    if most < 0:
-        return np.zeros(len(population))
+    items, marked = np.broadcast_arrays(np.atleast_1d(population), positives)
     hits = np.arange(most + 1)[:, None]
-    width = max(CELLS // (most + 1), 1)
+    parts = len(items) * len(hits) // CELLS + 1
     sums = [
-        np.exp(
-            log_chance(
-                hits,
-                population[start : start + width],
-                positives[start : start + width],
-                draws[start : start + width],
-            )
-        ).sum(axis=0)
-        for start in range(0, len(population), width)
+        np.exp(log_chance(hits, *part, draws)).sum(axis=0)
+        for part in zip(np.array_split(items, parts), np.array_split(marked, parts), strict=True)
     ]
     total: Floats = np.minimum(np.concatenate(sums), 1.0)
     return total
@@ -97,10 +79,8 @@ def most_positives(population: int, drawn: int, found: int, risk: float) -> int:
     low, high = found, population - (drawn - found)
     while low < high:
         middle = (low + high + 1) // 2
-        possible = chance_of_at_most(
-            found, np.array(population), np.array(middle), np.array(drawn)
-        )  # fmt: skip
-        low, high = (middle, high) if possible[0] > risk else (low, middle - 1)
+        possible = chance_of_at_most(found, population, middle, drawn)[0] > risk
+        low, high = (middle, high) if possible else (low, middle - 1)
     return low
 
 

@@ -15,8 +15,10 @@ FACTORS = np.array([0.05, 0.25, 0.5, 0.75])
 WEIGHTS = np.array([0.15, 0.3, 0.35, 0.2])
 
 
-def log_evidence_of_fewer(errors: Ids, region: Ids, claimed: Ids, drawn: Ids) -> Floats:
-    """(n,) log evidence that a region holds fewer than `claimed` errors; shapes (n,) or numbers.
+def log_evidence_of_fewer(
+    errors: Ids | int, region: Ids | int, claimed: Ids | int, drawn: Ids | int
+) -> Floats:
+    """(n,) log evidence that a region holds fewer than `claimed` errors; (1,) for whole numbers.
 
     Args:
         errors: found among the drawn.

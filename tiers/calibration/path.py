@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 
 from tiers.calibration.draws import Floats
 from tiers.calibration.guarantee import Mask, Thresholds
@@ -67,11 +68,9 @@ class Survival:
         """(n,) in [0, 1], NaN for NaN; monotone in the score, whatever the pilot was."""
         if len(self.logits) == 0:
             return scores
-        from scipy.special import ndtr  # 0.1 s, and only several tiers need it
-
         grid = np.unique(scores[~np.isnan(scores)])
         steps = [
-            ndtr((logit(part)[:, None] - self.logits) / self.width).mean(axis=1)
+            scipy.special.ndtr((logit(part)[:, None] - self.logits) / self.width).mean(axis=1)
             for part in np.array_split(grid, max(len(grid) * len(self.logits) // 1_000_000, 1))
         ]
         # The tail would round to one 0; the score breaks such ties.

@@ -1,6 +1,7 @@
 """What a promise needs, and what a budget can buy, before a label is paid for."""
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,21 +149,19 @@ def _best_recall(items: int, positives: int, drawn: int, delta: float) -> float:
     """Certified recall of the lowest positive of a draw that finds no more than is likely."""
     if drawn == items:
         return 1.0
-    found = 0
-    while found < min(positives, drawn):
-        fewer = chance_of_at_most(found, np.array(items), np.array(positives), np.array(drawn))
-        if 1 - fewer[0] < CONFIDENT:
-            break
-        found += 1
+    found = bisect_left(
+        range(min(positives, drawn)),
+        True,
+        key=lambda found: 1 - chance_of_at_most(found, items, positives, drawn)[0] < CONFIDENT,
+    )
     return bound_of_kth(1, found, positives, level(delta)) if found else 0.0
 
 
 def _errorless(items: int, target: float, delta: float) -> int:
     """Labels without an error that certify all candidates' answers."""
-    claimed = int(allowed_misses(np.array(items), target)) + 1
+    claimed = int(allowed_misses(items, target)) + 1
     drawn = np.arange(1, items + 1)
-    zeros = np.zeros(len(drawn), np.int64)
-    evidence = log_evidence_of_fewer(zeros, np.array(items), np.array(claimed), drawn)
+    evidence = log_evidence_of_fewer(0, items, claimed, drawn)
     enough = np.flatnonzero(evidence >= -math.log(delta))
     return int(drawn[enough[0]]) if enough.size else items
 
@@ -172,9 +171,7 @@ def _best_accuracy(items: int, delta: float, drawn: int) -> float:
     low, high = 0, 999
     while low < high:
         middle = (low + high + 1) // 2
-        claimed = int(allowed_misses(np.array(items), middle / 1000)) + 1
-        evidence = log_evidence_of_fewer(
-            np.zeros(1, np.int64), np.array(items), np.array(claimed), np.array(drawn)
-        )
+        claimed = int(allowed_misses(items, middle / 1000)) + 1
+        evidence = log_evidence_of_fewer(0, items, claimed, drawn)
         low, high = (middle, high) if evidence[0] >= -math.log(delta) else (low, middle - 1)
     return low / 1000

@@ -72,10 +72,7 @@ def p_value(prefix: Prefix, drawn: int, wrong: int, target: float) -> float:
     fewest = wrong + math.floor((1 - exact(target)) * members) + 1
     if fewest > prefix.unlabelled - (drawn - wrong):
         return 0.0  # so many cannot be there: fewer remain
-    chance = chance_of_at_most(
-        wrong, np.array(prefix.unlabelled), np.array(fewest), np.array(drawn)
-    )  # fmt: skip
-    return float(chance[0])
+    return float(chance_of_at_most(wrong, prefix.unlabelled, fewest, drawn)[0])
 
 
 def precision_bound(prefix: Prefix, drawn: int, wrong: int, delta: float) -> float:

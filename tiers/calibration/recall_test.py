@@ -8,10 +8,10 @@ fails exactly if fewer than k of the lowest a + k positives were drawn, which ha
 of a hypergeometric draw and depends on no score.
 """
 
-import math
 from functools import lru_cache
 
 import numpy as np
+import scipy
 
 from tiers.calibration.draws import Floats, Ids, chance_of_at_most, exact
 
@@ -30,7 +30,7 @@ def level(delta: float) -> float:
     return (delta - bound) / (1 - bound)
 
 
-def allowed_misses(positives: Ids, target: float) -> Ids:
+def allowed_misses(positives: Ids | int, target: float) -> Ids:
     """(n,) how many of (n,) positives may be missed: floor((1 - target) * positives), exactly."""
     share = 1 - exact(target)
     return np.asarray(positives) * share.numerator // share.denominator
@@ -50,7 +50,7 @@ def failure(
         kept: whether labelled positives are kept whatever their score.
     """
     below = allowed_misses(known + rest, target) + (kth if kept else 1)
-    chance = chance_of_at_most(kth - 1, rest, np.minimum(below, rest), np.array(drawn))
+    chance = chance_of_at_most(kth - 1, rest, np.minimum(below, rest), drawn)
     return np.where(below > rest, 0.0, chance)
 
 
@@ -61,7 +61,7 @@ def turning_points(drawn: int, most: int, target: float, known: int = 0) -> Ids:
     number before each jump and the largest number of all are the only ones to check.
     """
     share = 1 - exact(target)
-    jumps = np.arange(int(allowed_misses(np.array(known + most), target)) + 1)
+    jumps = np.arange(int(allowed_misses(known + most, target)) + 1)
     before = -(-(jumps + 1) * share.denominator // share.numerator) - 1 - known
     inside = before[(before >= drawn) & (before < most)]
     return np.append(inside, most)
@@ -114,12 +114,7 @@ def positives_needed(target: float, delta: float, kth: int = 1) -> int:
 
     The floor of every method without an assumption on the scores: target ** x <= delta for k = 1.
     """
-    drawn = kth
-    miss, risk = 1 - target, level(delta)
-    while True:
-        terms = [
-            math.comb(drawn, i) * miss**i * target ** (drawn - i) for i in range(kth)
-        ]  # fmt: skip
-        if math.fsum(terms) <= risk:
-            return drawn
+    drawn, risk = kth, level(delta)
+    while scipy.special.bdtr(kth - 1, drawn, 1 - target) > risk:
         drawn += 1
+    return drawn
