@@ -65,7 +65,10 @@ def certify(store: Store, run: Run) -> None:
     certificate: dict[str, Any] = {
         "run": run.key, "kind": "recall", "status": "certified", "target": 0.9, "budget": 1000,
         "certified_bound": 0.9, "threshold_bound": 0.9, "labels_used": 1000, "positives_found": 100,
-        "evidence": {"test_delta": 0.1, "drawn_most": 20_000, "drawn_known": 0},
+        "evidence": {
+            "kth": 5, "positives_tested": 100, "positives_known": 0, "most_positives": 20_000,
+            "best_bound": 0.97, "drawn_most": 20_000, "drawn_known": 0, "test_delta": 0.1,
+        },
         "thresholds": [{"reject_below": 0.3, "accept_above": None}, {"reject_below": 0.4, "accept_above": None}],
         "drawn_positives": drawn,
     }  # fmt: skip

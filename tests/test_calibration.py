@@ -1,5 +1,7 @@
 """Calibration: the contract of ask, tell and result, whatever the scores and labels are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +12,9 @@ from tiers.calibration import (
     Result,
     Status,
     Thresholds,
+    bound_of_moved,
     calibrate,
     plan_calibration,
-    recall_of_thresholds,
 )
 from tiers.calibration.draws import Floats
 from tiers.calibration.guarantee import Mask
@@ -47,6 +49,17 @@ class Oracle:
 
 def recall_of(result: Result, positive: Mask) -> float:
     return positive[result.accepted].sum() / positive.sum() if positive.any() else 1.0
+
+
+def bound_of(result: Result, scores: Floats, moved: Sequence[Thresholds]) -> float:
+    assert result.evidence is not None
+    return bound_of_moved(
+        scores[result.drawn_positives],
+        moved,
+        certified=result.thresholds,
+        bound=result.certified_bound,
+        evidence=result.evidence,
+    )
 
 
 def same(one: Result, other: Result) -> bool:
@@ -305,7 +318,7 @@ def test_below_the_floor_nothing_is_rejected_and_the_best_bound_is_given() -> No
     )
     assert result.status is Status.INFEASIBLE_BUDGET
     assert recall_of(result, positive) == 1.0
-    best = result.evidence["best_bound"]
+    best = result.evidence.best_bound
     assert 0.5 < best < 0.95
     lower = calibrate(
         scores,
@@ -324,16 +337,16 @@ def test_moved_thresholds_get_a_bound_that_falls_as_they_rise() -> None:
     result = calibrate(
         scores, lambda ids: positive[ids], kind="recall", target=0.9, delta=0.1, budget=1000, seed=1
     )
-    assert recall_of_thresholds(scores, result.thresholds, result) == result.certified_bound
+    assert bound_of(result, scores, result.thresholds) == result.certified_bound
     previous = 1.0
     for low in np.linspace(0.0, 0.9, 15):
         moved = (Thresholds(reject_below=low), Thresholds())
-        bound = recall_of_thresholds(scores, moved, result)
+        bound = bound_of(result, scores, moved)
         assert bound <= previous
         previous = bound
     assert previous < 0.7
     with pytest.raises(ValueError, match="write one a tier"):
-        recall_of_thresholds(scores, result.thresholds[:1], result)
+        bound_of(result, scores, result.thresholds[:1])
 
 
 def test_labels_that_cannot_be_had_speak_for_no_answer() -> None:

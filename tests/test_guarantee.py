@@ -6,7 +6,7 @@ from math import comb, floor
 import numpy as np
 import pytest
 
-from tests.test_calibration import population, recall_of
+from tests.test_calibration import bound_of, population, recall_of
 from tiers.calibration import (
     Audit,
     Status,
@@ -14,7 +14,6 @@ from tiers.calibration import (
     audit_interval,
     calibrate,
     drift,
-    recall_of_thresholds,
 )
 from tiers.calibration import recall as recall_calibration
 from tiers.calibration.audits import audit_evidence
@@ -265,7 +264,7 @@ def test_bounds_of_moved_thresholds_hold_for_all_of_them_at_once() -> None:
             budget=400, seed=seed,
         )  # fmt: skip
         for low in np.linspace(0.05, 0.9, 12):
-            bound = recall_of_thresholds(scores, [Thresholds(reject_below=low)], result)
+            bound = bound_of(result, scores, [Thresholds(reject_below=low)])
             if (
                 positive[scores >= low].sum() + positive[(scores < low) & ~result.by_proxy].sum()
                 < bound * positive.sum()

@@ -10,7 +10,7 @@ import numpy as np
 
 from db.store import Change
 from flows.guarantee.state import Calibration
-from tiers.calibration import Guarantee, Kind, Result, Status, Thresholds, recall_of_thresholds
+from tiers.calibration import Kind, RecallEvidence, Result, Status, Thresholds, bound_of_moved
 
 
 def certificate_of(calibration: Calibration, result: Result, author: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def certificate_of(calibration: Calibration, result: Result, author: str) -> dic
         "positives_found": result.positives_found,
         "unlabelled": [keys[row] for row in result.unlabelled],
         "left_to_last_tier": int(result.promoted.sum()),
-        "evidence": result.evidence,
+        "evidence": {} if result.evidence is None else asdict(result.evidence),
         "drawn_positives": [keys[row] for row in result.drawn_positives],
         "candidates_digest": calibration.store.policies.candidates_digest(calibration.run.id),
         "labels_digest": _digest(calibration),
@@ -89,7 +89,7 @@ def message(calibration: Calibration, result: Result) -> str:
         )
     share = result.positives_found / max(result.labels_used, 1)
     plan = calibration.plan_at(share)
-    best = result.evidence.get("best_bound", plan.best_bound or 0.0)
+    best = 0.0 if result.evidence is None else result.evidence.best_bound
     return (
         f"infeasible: {plan.labels_needed or 0:,} labels needed at {100 * share:.2g} % positives, "
         f"budget {section.labels:,}: with these labels the best certificate is {section.kind} >= "
@@ -178,31 +178,16 @@ def bound_of(
     """
     if certificate["kind"] != "recall" or certificate["status"] != Status.CERTIFIED:
         return None
-    nobody = np.zeros(len(scores), np.bool_)
-    result = Result(
-        guarantee=Guarantee(
-            kind=Kind(certificate["kind"]),
-            target=certificate["target"],
-            delta=certificate["evidence"]["test_delta"],
-            budget=certificate["budget"],
-        ),
-        status=Status.CERTIFIED,
-        thresholds=tuple(
+    return bound_of_moved(
+        scores,
+        thresholds,
+        certified=[
             Thresholds(one["reject_below"], one["accept_above"])
             for one in certificate["thresholds"]
-        ),
-        accepted=nobody,
-        promoted=nobody,
-        by_proxy=nobody,
-        certified_bound=certificate["certified_bound"],
-        threshold_bound=certificate["threshold_bound"],
-        labels_used=certificate["labels_used"],
-        positives_found=certificate["positives_found"],
-        unlabelled=np.zeros(0, np.int64),
-        evidence=certificate["evidence"],
-        drawn_positives=np.arange(len(scores)),
+        ],
+        bound=certificate["certified_bound"],
+        evidence=RecallEvidence(**certificate["evidence"]),
     )
-    return recall_of_thresholds(scores, thresholds, result)
 
 
 def _digest(calibration: Calibration) -> str:

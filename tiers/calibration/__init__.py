@@ -2,8 +2,8 @@
 
 from tiers.calibration.audits import Audit, audit_interval, drift
 from tiers.calibration.calibrator import Calibrator, calibrate
-from tiers.calibration.guarantee import Guarantee, Kind, Result, Status, Thresholds
-from tiers.calibration.moved import recall_of_thresholds
+from tiers.calibration.guarantee import Guarantee, Kind, RecallEvidence, Result, Status, Thresholds
+from tiers.calibration.moved import bound_of_moved
 from tiers.calibration.plan import Plan, plan_calibration
 from tiers.calibration.reliability import (
     Bin,
@@ -21,10 +21,12 @@ __all__ = [
     "Guarantee",
     "Kind",
     "Plan",
+    "RecallEvidence",
     "Result",
     "Status",
     "Thresholds",
     "audit_interval",
+    "bound_of_moved",
     "brier",
     "calibrate",
     "cohen_kappa",
@@ -32,6 +34,5 @@ __all__ = [
     "drift",
     "expected_calibration_error",
     "plan_calibration",
-    "recall_of_thresholds",
     "reliability_table",
 ]

@@ -87,6 +87,28 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class RecallEvidence:
+    """The numbers of the test of recall, under the names that the certificate has for them."""
+
+    kth: int
+    """Which drawn positive, from the lowest upwards, is the first to be kept; 0 to keep all."""
+    positives_tested: int
+    """Drawn positives that the test uses, the first of the draw."""
+    positives_known: int
+    """Positives beside them: of the pilot, and the last of the draw."""
+    most_positives: int
+    """Upper bound on the positives of which the tested ones are a random draw."""
+    best_bound: float
+    """The recall that the lowest tested positive certifies; 0 without positives."""
+    drawn_most: int
+    """Upper bound on the positives of which all drawn ones are a random draw."""
+    drawn_known: int
+    """Positives of the pilot."""
+    test_delta: float
+    """Probability that test and upper bound may fail together."""
+
+
+@dataclass(frozen=True)
 class Result:
     """What the labels allow. Every candidate is accepted, rejected or promoted."""
 
@@ -110,10 +132,10 @@ class Result:
     positives_found: int
     unlabelled: Ids
     """Ids for which no label could be had; they are promoted, and the promise leaves them out."""
-    evidence: dict[str, float] = field(default_factory=dict)
-    """The numbers of the test, for the certificate: see docs/guarantees.md."""
+    evidence: RecallEvidence | None = None
+    """None for other kinds than recall."""
     drawn_positives: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Ids of the positives of the random draw, in its order; `recall_of_thresholds` needs them."""
+    """Positives of the random draw, in its order; `bound_of_moved` needs their scores."""
 
     @property
     def rejected(self) -> Mask:

@@ -14,6 +14,7 @@ from tiers.calibration.guarantee import (
     Guarantee,
     Labels,
     Mask,
+    RecallEvidence,
     Result,
     Sample,
     Status,
@@ -137,16 +138,12 @@ def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> St
         risk = level(guarantee.delta)
         kth = best_kth(test.drawn, test.most, guarantee.target, risk, known=test.known, kept=False)
         test = replace(test, kth=kth)
-    thresholds = _thresholds(scores, path, rest[: len(draw.labels)], draw, test)
-    yield from _clean(scores, path, thresholds, sample)
-    result = _result(scores, guarantee, sample, thresholds, test, complete)
     drawn = rest[: len(draw.labels)][draw.labels == 1]
-    evidence = result.evidence | {
-        "drawn_most": draw.most(COUNT_SHARE * guarantee.delta),
-        "drawn_known": known,
-        "test_delta": guarantee.delta,
-    }
-    return replace(result, evidence=evidence, drawn_positives=drawn)
+    thresholds = _thresholds(scores, path, drawn[: test.drawn], test.kth)
+    yield from _clean(scores, path, thresholds, sample)
+    evidence = _evidence(draw, test, known, guarantee.delta)
+    result = _result(scores, guarantee, sample, thresholds, evidence, complete)
+    return replace(result, drawn_positives=drawn)
 
 
 def _pilot(
@@ -237,15 +234,11 @@ def _waste(draw: Draw, drawn: float, lost: float, budget: int, share: float, cle
     return draw.population * survive + drawn * (1 - survive)
 
 
-def _thresholds(
-    scores: Floats, path: JointPath, ids: Ids, draw: Draw, test: OrderTest
-) -> tuple[Thresholds, ...]:
+def _thresholds(scores: Floats, path: JointPath, drawn: Ids, kth: int) -> tuple[Thresholds, ...]:
     """Only here are the scores of drawn positives looked at."""
-    if test.kth == 0:
+    if kth == 0:
         return tuple(Thresholds() for _ in range(scores.shape[1]))
-    levels = path.level_of(scores)
-    evidence = ids[draw.labels == 1][: test.drawn]
-    lowest = np.sort(levels[evidence])[test.kth - 1]
+    lowest = np.sort(path.level_of(scores)[drawn])[kth - 1]
     return path.thresholds(scores, float(lowest))
 
 
@@ -276,27 +269,35 @@ def _clean(
     yield from sample.ask(ids[np.argsort(levels, kind="stable")])
 
 
+def _evidence(draw: Draw, test: OrderTest, known: int, delta: float) -> RecallEvidence:
+    best = 0.0
+    if test.drawn:
+        best = bound_of_kth(1, test.drawn, test.most, level(delta), known=test.known)
+    return RecallEvidence(
+        kth=test.kth,
+        positives_tested=test.drawn,
+        positives_known=test.known,
+        most_positives=test.most,
+        best_bound=best,
+        drawn_most=draw.most(COUNT_SHARE * delta),
+        drawn_known=known,
+        test_delta=delta,
+    )
+
+
 def _result(
     scores: Floats,
     guarantee: Guarantee,
     sample: Sample,
     thresholds: tuple[Thresholds, ...],
-    test: OrderTest,
+    evidence: RecallEvidence,
     complete: bool,
 ) -> Result:
+    test = (evidence.kth, evidence.positives_tested, evidence.most_positives)
     risk = level(guarantee.delta)
-    bound = bound_of_kth(test.kth, test.drawn, test.most, risk, known=test.known)
-    alone = bound_of_kth(test.kth, test.drawn, test.most, risk, kept=False)
-    best = bound_of_kth(1, test.drawn, test.most, risk, known=test.known) if test.drawn else 0.0
+    bound = bound_of_kth(*test, risk, known=evidence.positives_known)
     done = complete and not sample.refused.any()
-    certified = test.kth > 0 or done
-    evidence = {
-        "kth": test.kth,
-        "positives_tested": test.drawn,
-        "positives_known": test.known,
-        "most_positives": test.most,
-        "best_bound": best,
-    }
+    certified = evidence.kth > 0 or done
     kept = kept_by(scores, thresholds)
     accepted = (kept & ~sample.negative) | sample.positive | sample.refused
     return Result(
@@ -307,7 +308,7 @@ def _result(
         promoted=accepted & ~sample.positive,
         by_proxy=~kept & ~sample.asked,
         certified_bound=1.0 if done else max(bound, guarantee.target),
-        threshold_bound=alone,
+        threshold_bound=bound_of_kth(*test, risk, kept=False),
         labels_used=sample.used,
         positives_found=int(sample.positive.sum()),
         unlabelled=np.flatnonzero(sample.refused),
