@@ -342,16 +342,16 @@ def test_scores_are_held_against_labels(folder: Path) -> None:
     made = calibrate.fn(definition)
     with stored() as (store, run):
         found = reliability_of(store, run, bins=4)
-        assert [one["tier"] for one in found] == ["small", "medium"]
+        assert [one.tier for one in found] == ["small", "medium"]
         small, medium = found
-        assert small["labels"] == medium["labels"] == made["labels_used"]
-        assert sum(row["count"] for row in small["table"]) == made["labels_used"]
+        assert small.labels == medium.labels == made["labels_used"]
+        assert sum(row.count for row in small.table) == made["labels_used"]
         # By construction: others score up to the noise, positives from 1 - noise upwards.
-        assert medium["table"][0]["positive_share"] == 0
-        assert medium["table"][3]["positive_share"] == 1
-        assert small["platt"]["brier"] < small["brier"]
+        assert medium.table[0].positive_share == 0
+        assert medium.table[3].positive_share == 1
+        assert small.mapped["platt"].brier < small.errors.brier
         picture = svg(found)
-        circles = sum(row["count"] > 0 for one in found for row in one["table"])
+        circles = sum(row.count > 0 for one in found for row in one.table)
         assert ET.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own
         assert picture.count("<circle") == circles
         rows = bars(medium)
@@ -371,4 +371,4 @@ def test_without_labels_there_is_nothing_to_hold_scores_against(folder: Path) ->
         answers = {text_id: body.endswith("yes") for text_id, body in texts.items()}
         store.labels.record(calibration.rubric, LabelSource.PERSON, "ada", answers)
         # The last tier has been asked nothing, so nothing is said of it.
-        assert [one["tier"] for one in reliability_of(store, run)] == ["small", "medium"]
+        assert [one.tier for one in reliability_of(store, run)] == ["small", "medium"]

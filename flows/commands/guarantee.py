@@ -231,7 +231,7 @@ def reliability(
 
     For people to look at: no threshold depends on it.
     """
-    from flows.report.reliability import bars, reliability_of, svg
+    from flows.report.reliability import bars, in_words, reliability_of, svg
 
     if plot is not None and plot.suffix != ".svg":
         fail(f"{plot} is no .svg file, and only those are drawn; write --plot {plot.stem}.svg")
@@ -243,19 +243,10 @@ def reliability(
         except OSError as error:
             unwritable(plot, error)
     if as_json:
-        print_json(found)
+        print_json([one.as_json() for one in found])
         return
     for one in found:
-        maps = ", ".join(
-            f"{one[name]['calibration_error']:.4f} after {curve}"
-            for name, curve in (("platt", "Platt's curve"), ("isotonic", "an isotonic one"))
-            if name in one
-        )
-        out.print(
-            f"{one['tier']}: {one['labels']:,} labels, {one['positive']:,} positive; Brier score "
-            f"{one['brier']:.4f}, calibration error {one['calibration_error']:.4f}"
-            f"{f' ({maps})' if maps else ''}"
-        )
+        out.print(in_words(one))
         print_rows(bars(one), False, empty="")
 
 

@@ -1,14 +1,16 @@
 """How far a run's scores are probabilities, by the labels that are stored: tables and a plot."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from db.store import LabelSource, Run, Store, StoreError, rubric_digest
 from flows.guarantee.labelling import definition_of
 from flows.guarantee.state import Calibration, truth
 from tiers.calibration import (
+    Bin,
     brier,
     cross_fitted,
     expected_calibration_error,
@@ -23,10 +25,44 @@ BAR = 30
 """Characters of a bar that stands for 1."""
 
 
+@dataclass(frozen=True)
+class Errors:
+    """How far scores are from labels, both in [0, 1]: 0 is perfect."""
+
+    brier: float
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """One tier's scores against the labels."""
+
+    tier: str
+    labels: int
+    positive: int
+    """Labels that say yes."""
+    errors: Errors
+    mapped: dict[str, Errors]
+    """After a curve, by its name: `platt`, `isotonic`; empty for fewer than two labels."""
+    table: list[Bin]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for `--json`, errors of the scores themselves without a name before them."""
+        mapped = {name: asdict(errors) for name, errors in self.mapped.items()}
+        return {
+            "tier": self.tier,
+            "labels": self.labels,
+            "positive": self.positive,
+            **asdict(self.errors),
+            **mapped,
+            "table": [asdict(row) for row in self.table],
+        }
+
+
 def reliability_of(
     store: Store, run: Run, *, tier: str | None = None, bins: int = 10
-) -> list[dict[str, Any]]:
-    """One entry a tier: labels, Brier score, calibration error, the same after two maps, a table.
+) -> list[Reliability]:
+    """One entry a tier that has scores.
 
     Raises:
         StoreError: there is no such tier, or nobody has labelled anything.
@@ -50,35 +86,49 @@ def reliability_of(
     scores = np.array([one.scores for one in rows], np.float64)
     positive = np.array([answers[one.text_id] for one in rows], np.bool_)
     return [
-        {"tier": name, **_of_tier(scores[:, place], positive, bins)}
+        _of_tier(name, scores[:, place], positive, bins)
         for place, name in enumerate(names)
         if tier in (None, name) and not np.isnan(scores[:, place]).all()
     ]
 
 
-def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
+def in_words(found: Reliability) -> str:
+    """A tier's figures in one sentence."""
+    curves = {"platt": "Platt's curve", "isotonic": "an isotonic one"}
+    maps = ", ".join(
+        f"{errors.calibration_error:.4f} after {curves[name]}"
+        for name, errors in found.mapped.items()
+    )
+    return (
+        f"{found.tier}: {found.labels:,} labels, {found.positive:,} positive; Brier score "
+        f"{found.errors.brier:.4f}, calibration error {found.errors.calibration_error:.4f}"
+        f"{f' ({maps})' if maps else ''}"
+    )
+
+
+def bars(found: Reliability) -> list[dict[str, Any]]:
     """A tier's table with a picture: the bar is the share of positives, `|` the mean score."""
     rows = []
-    for one in found["table"]:
-        if not one["count"]:
+    for one in found.table:
+        if one.positive_share is None or one.mean_score is None:
             continue
-        filled, mark = round(BAR * one["positive_share"]), round(BAR * one["mean_score"])
+        filled, mark = round(BAR * one.positive_share), round(BAR * one.mean_score)
         bar = "".join(
             "|" if place == mark else "#" if place < filled else " " for place in range(BAR + 1)
         )
         rows.append(
             {
-                "scores": f"{one['low']:g} to {one['high']:g}",
-                "labels": one["count"],
-                "mean score": one["mean_score"],
-                "positive": one["positive_share"],
+                "scores": f"{one.low:g} to {one.high:g}",
+                "labels": one.count,
+                "mean score": one.mean_score,
+                "positive": one.positive_share,
                 "#: positive, |: mean score": bar,
             }
         )
     return rows
 
 
-def svg(found: list[dict[str, Any]]) -> str:
+def svg(found: list[Reliability]) -> str:
     """The reliability diagram: mean score to the right, share of positives upwards."""
 
     def at(score: float, share: float) -> tuple[float, float]:
@@ -103,23 +153,26 @@ def svg(found: list[dict[str, Any]]) -> str:
     for number, one in enumerate(found):
         colour = COLOURS[number % len(COLOURS)]
         points = [
-            at(row["mean_score"], row["positive_share"]) for row in one["table"] if row["count"]
+            at(row.mean_score, row.positive_share)
+            for row in one.table
+            if row.mean_score is not None and row.positive_share is not None
         ]
         line = " ".join(f"{x},{y}" for x, y in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' for x, y in points]
-        parts.append(words(52, 40 + 16 * number, one["tier"], colour))
+        parts.append(words(52, 40 + 16 * number, one.tier, colour))
     return "\n".join([*parts, "</svg>\n"])
 
 
-def markdown(found: list[dict[str, Any]]) -> list[str]:
+def markdown(found: list[Reliability]) -> list[str]:
     """The figures of all tiers, without their tables."""
     return [
         "| tier | labels | Brier score | calibration error | after Platt | after isotonic |",
         "|---|---:|---:|---:|---:|---:|",
         *(
-            f"| {one['tier']} | {one['labels']:,} | {one['brier']:.4f} | "
-            f"{one['calibration_error']:.4f} | {_error(one, 'platt')} | {_error(one, 'isotonic')} |"
+            f"| {one.tier} | {one.labels:,} | {one.errors.brier:.4f} | "
+            f"{one.errors.calibration_error:.4f} | {_error(one, 'platt')} | "
+            f"{_error(one, 'isotonic')} |"
             for one in found
         ),
     ]
@@ -133,25 +186,25 @@ def _labels(store: Store, run: Run, definition: Screen) -> tuple[dict[int, bool 
     return truth(told), len(definition.tiers)
 
 
-def _of_tier(scores: Any, positive: Any, bins: int) -> dict[str, Any]:
+def _of_tier(
+    tier: str, scores: NDArray[np.float64], positive: NDArray[np.bool_], bins: int
+) -> Reliability:
     known = ~np.isnan(scores)
     scores, positive = scores[known], positive[known]
     maps = cross_fitted(scores, positive)
-    return {
-        "labels": len(scores),
-        "positive": int(positive.sum()),
-        **_errors(scores, positive, bins),
-        **{name: _errors(mapped, positive, bins) for name, mapped in maps.items()},
-        "table": [asdict(row) for row in reliability_table(scores, positive, bins)],
-    }
+    return Reliability(
+        tier=tier,
+        labels=len(scores),
+        positive=int(positive.sum()),
+        errors=_errors(scores, positive, bins),
+        mapped={name: _errors(mapped, positive, bins) for name, mapped in maps.items()},
+        table=reliability_table(scores, positive, bins),
+    )
 
 
-def _errors(scores: Any, positive: Any, bins: int) -> dict[str, float]:
-    return {
-        "brier": brier(scores, positive),
-        "calibration_error": expected_calibration_error(scores, positive, bins),
-    }
+def _errors(scores: NDArray[np.float64], positive: NDArray[np.bool_], bins: int) -> Errors:
+    return Errors(brier(scores, positive), expected_calibration_error(scores, positive, bins))
 
 
-def _error(found: dict[str, Any], curve: str) -> str:
-    return f"{found[curve]['calibration_error']:.4f}" if curve in found else "-"
+def _error(found: Reliability, curve: str) -> str:
+    return f"{found.mapped[curve].calibration_error:.4f}" if curve in found.mapped else "-"
