@@ -64,7 +64,8 @@ def certify(store: Store, run: Run) -> None:
     """Thresholds with a certificate of 100 drawn positives, so that the bound is computed too."""
     drawn = [f"k{i * 31:07}" for i in range(100)]
     certificate: dict[str, Any] = {
-        "run": run.key, "kind": "recall", "status": "certified", "target": 0.9, "budget": 1000,
+        "run": run.key, "candidates": store.labels.candidates(run.id),
+        "kind": "recall", "status": "certified", "target": 0.9, "budget": 1000,
         "certified_bound": 0.9, "threshold_bound": 0.9, "labels_used": 1000, "positives_found": 100,
         "evidence": {
             "kth": 5, "positives_tested": 100, "positives_known": 0, "most_positives": 20_000,

@@ -133,7 +133,7 @@ def test_every_labelling_of_a_small_population_keeps_its_promise(
 
 def test_precision_p_values_keep_their_level_for_every_number_of_errors() -> None:
     for unlabelled, drawn, known, target in product((12, 30), (5, 11), (0, 6), (0.6, 0.9)):
-        prefix = Prefix(0.0, unlabelled, known)
+        prefix = Prefix(unlabelled, known)
         for errors in range(unlabelled + 1):
             wrong = 0.0
             for found in range(min(drawn, errors) + 1):
@@ -212,22 +212,14 @@ def test_the_interval_of_an_audit_covers() -> None:
     assert audit_interval(Audit(0, 0, 0, 0), 0.1) == (1.0, 1.0)
 
 
-# So few runs find a gross mistake only (three standard errors are 0.2 to 0.35); bench.quality has
-# 1,500 of them, and the enumerations above leave nothing to chance.
+# bench.quality makes 1,500 runs, and the enumerations above leave nothing to chance: these runs see
+# that nothing is lost between the tests and a whole calibration.
 COVERAGE = [
     # kind, tiers, prevalence, budget, runs
-    ("recall", 1, 0.005, 3000, 20),
     ("recall", 1, 0.05, 1200, 30),
-    ("recall", 1, 0.5, 150, 30),
-    ("recall", 2, 0.05, 1500, 16),
     ("recall", 3, 0.2, 600, 12),
-    ("recall", 4, 0.5, 300, 12),
-    ("precision", 1, 0.005, 600, 10),
     ("precision", 1, 0.1, 300, 15),
-    ("precision", 3, 0.5, 300, 12),
-    ("accuracy", 1, 0.05, 600, 12),
     ("accuracy", 1, 0.5, 600, 12),
-    ("accuracy", 3, 0.3, 600, 12),
 ]
 
 

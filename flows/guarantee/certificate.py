@@ -54,7 +54,7 @@ def certificate_of(calibration: Calibration, result: Result, author: str) -> dic
 
 
 def last_tier(calibration: Calibration) -> Change:
-    """The last tier's thresholds. Nobody whom people might want is rejected by it."""
+    """The last tier's thresholds. Against people it rejects nothing."""
     policy = calibration.definition.policy(calibration.below)
     low, high = policy.reject_below, policy.accept_above
     if calibration.section.by_people and calibration.section.kind != Kind.RECALL:

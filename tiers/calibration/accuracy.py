@@ -1,17 +1,16 @@
-"""Labels to thresholds that keep accuracy: how far down the confidence a cheap tier may answer.
+"""Calibration of accuracy: how confident a cheap tier must be to answer.
 
 Confidence is max(s, 1 - s), the answer is yes from 0.5 on. Of n candidates floor((1 - T) n) may be
 answered wrongly. With several tiers a candidate is answered by the first tier that is confident
 enough, and one level, the rank of the confidence in its tier, sets all thresholds.
 """
 
-from collections.abc import Generator
-
 import numpy as np
 
-from tiers.calibration.draws import Floats, Ids, exact
+from tiers.calibration.draws import Floats, Ids
 from tiers.calibration.guarantee import (
     UNKNOWN,
+    Asking,
     Guarantee,
     Labels,
     Mask,
@@ -19,13 +18,13 @@ from tiers.calibration.guarantee import (
     Sample,
     Status,
     Thresholds,
+    unread,
 )
+from tiers.calibration.recall_test import allowed_misses
 from tiers.calibration.regions import STEPS, Regions, walk
 
-Steps = Generator[Ids, Labels, Result]
 
-
-def calibrate_accuracy(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
+def calibrate_accuracy(scores: Floats, guarantee: Guarantee, sample: Sample) -> Asking[Result]:
     """Ask for labels, then decide. See docs/guarantees.md, section "Accuracy"."""
     rng = np.random.default_rng(guarantee.seed)
     ranks = confidence_ranks(scores)
@@ -38,12 +37,12 @@ def calibrate_accuracy(scores: Floats, guarantee: Guarantee, sample: Sample) -> 
 def confidence_ranks(scores: Floats) -> Ids:
     """(n, tiers) how many candidates are at least as confident in that tier.
 
-    n + 1 from the first tier on that gave no score (NaN): it sends the candidate to a person.
+    n + 1 from the first tier on that gave no score: see `unread`.
     """
     ranks = np.full(scores.shape, len(scores) + 1)
-    unread = np.maximum.accumulate(np.isnan(scores), axis=1)
+    skipped = unread(scores)
     for tier in range(scores.shape[1]):
-        read = ~unread[:, tier]
+        read = ~skipped[:, tier]
         confidence = np.maximum(scores[read, tier], 1 - scores[read, tier])
         rising = np.sort(confidence)
         ranks[read, tier] = len(rising) - np.searchsorted(rising, confidence, side="left")
@@ -54,8 +53,7 @@ def accuracy_regions(scores: Floats, ranks: Ids, target: float) -> tuple[Regions
     """Regions of the candidates that are answered at each level, and those levels."""
     first = ranks.min(axis=1)
     rising = np.sort(first[first <= len(scores)])
-    share = 1 - exact(target)
-    allowed = len(scores) * share.numerator // share.denominator
+    allowed = int(allowed_misses(len(scores), target))
     wanted = np.linspace(max(allowed, 1), len(scores), STEPS + 1).round().astype(int)
     wanted = np.minimum(wanted, len(rising))
     levels = np.unique(rising[wanted - 1]) if len(rising) else np.zeros(0, np.int64)
@@ -64,7 +62,7 @@ def accuracy_regions(scores: Floats, ranks: Ids, target: float) -> tuple[Regions
     def wrong(ids: Ids, labels: Labels) -> Mask:
         answers = [answer(scores[ids], ranks[ids], int(level)) for level in levels]
         errs: Mask = np.stack(answers, axis=1) != (labels == 1)[:, None]
-        errs[labels == UNKNOWN] = True  # nobody knows, so nothing speaks for the tier
+        errs[labels == UNKNOWN] = True  # without a label, no answer counts as right
         return errs
 
     entry = np.searchsorted(levels, first)
@@ -72,18 +70,18 @@ def accuracy_regions(scores: Floats, ranks: Ids, target: float) -> tuple[Regions
 
 
 def answer(scores: Floats, ranks: Ids, level: int) -> Mask:
-    """(n,) what the first tier says that is confident enough at the level; any for none."""
+    """(n,) the answer of the first tier that is confident enough; any answer where none is."""
     tier = np.argmax(ranks <= level, axis=1)
-    said: Mask = scores[np.arange(len(scores)), tier] >= 0.5
-    return said
+    yes: Mask = scores[np.arange(len(scores)), tier] >= 0.5
+    return yes
 
 
 def _thresholds(scores: Floats, ranks: Ids, level: int) -> tuple[Thresholds, ...]:
-    """Yes above, no below, promoted between."""
+    """Yes above, no below, promoted in between."""
     found = []
     for tier in range(scores.shape[1]):
-        said = scores[:, tier][ranks[:, tier] <= level]
-        yes, no = said[said >= 0.5], said[said < 0.5]
+        answered = scores[:, tier][ranks[:, tier] <= level]
+        yes, no = answered[answered >= 0.5], answered[answered < 0.5]
         above = max(float(np.nextafter(yes.min(), 0)), 0.0) if yes.size else None
         below = float(np.nextafter(no.max(), 1)) if no.size else None
         if above is not None and below is not None:
@@ -95,15 +93,14 @@ def _thresholds(scores: Floats, ranks: Ids, level: int) -> tuple[Thresholds, ...
 def _result(scores: Floats, guarantee: Guarantee, sample: Sample, ranks: Ids, level: int) -> Result:
     answered = (ranks <= level).any(axis=1)
     by_proxy = answered & ~sample.asked
-    said = answer(scores, ranks, level) & by_proxy
-    complete = not (~sample.asked).any() and not sample.refused.any()
+    complete = sample.asked.all() and not sample.refused.any()
     status = Status.CERTIFIED if answered.any() or complete else Status.INFEASIBLE_BUDGET
     bound = guarantee.target if by_proxy.any() else 1.0
     return Result(
         guarantee=guarantee,
         status=status,
         thresholds=_thresholds(scores, ranks, level),
-        accepted=said | sample.positive,
+        accepted=(answer(scores, ranks, level) & by_proxy) | sample.positive,
         promoted=~by_proxy & ~sample.positive & ~sample.negative,
         by_proxy=by_proxy,
         certified_bound=bound,

@@ -17,14 +17,14 @@ MORE = np.array([1.25, 1.5, 2.0, 4.0])
 
 @dataclass(frozen=True)
 class Audit:
-    """One run's audit: a random share of the rejects was sent to the top tier anyway."""
+    """One run's audit: a random share of the rejects was sent to the last tier all the same."""
 
     kept_positives: int
-    """Positives among those that the thresholds kept, by the top tier's answers."""
+    """Positives among the kept candidates, by the last tier's answers."""
     rejects: int
     """Candidates that the thresholds rejected."""
     audited: int
-    """Of them, drawn at random and labelled."""
+    """Rejects that were drawn at random and labelled."""
     lost_positives: int
     """Positives among the audited."""
 
@@ -55,9 +55,10 @@ def audit_interval(audit: Audit, delta: float) -> tuple[float, float]:
 def audit_evidence(audit: Audit, target: float) -> float:
     """Evidence of one run against "recall >= target", at most 1 on average while that holds.
 
-    Of K positives among the rejects the promise allows floor(kept * (1 - target) / target). The
-    ratio of the chance of the audit under more of them to that under as many grows with the
-    positives found, so its mean is largest, and is 1, at the number allowed. inf is proof.
+    The promise allows floor(kept * (1 - target) / target) positives among the rejects. Evidence is
+    the chance of the audit with more of them, divided by its chance with as many as allowed. It
+    grows with the positives found, so its mean is largest at the number allowed, and is 1 there.
+    inf is proof.
     """
     share = exact(target)
     allowed = math.floor(audit.kept_positives * (1 - share) / share)
@@ -67,7 +68,7 @@ def audit_evidence(audit: Audit, target: float) -> float:
     counts = np.concatenate([[allowed], more]).astype(np.int64)
     logs = log_chance(audit.lost_positives, audit.rejects, counts, audit.audited)
     if math.isinf(logs[0]):
-        # More were found than the promise allows in all, or more are there than can be missed.
+        # More were found than the promise allows, or fewer than that number would show at least.
         return math.inf if audit.lost_positives > allowed else 0.0
     return float(np.exp(logs[1:] - logs[0]).mean())
 
@@ -76,8 +77,8 @@ def drift(audits: Iterable[Audit], target: float) -> Floats:
     """(n,) evidence after each of n runs that the promise broke at some run so far.
 
     The mean over all runs s of the product of the evidence since s, weighted by 1 / (s (s + 1)):
-    one process that finds a break early or late. While every run keeps its recall it ever exceeds
-    1 / delta with probability at most delta, so compare it with 1 / delta for the alarm.
+    one process that finds a break early or late. While every run keeps its recall, it exceeds
+    1 / delta at any time with probability at most delta. Beyond 1 / delta it is an alarm.
     """
     weights_left, started, reached = 1.0, 0.0, []
     for run, audit in enumerate(audits, start=1):

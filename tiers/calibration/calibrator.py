@@ -1,13 +1,13 @@
-"""Labels to thresholds that keep a promise: ask, tell, result. Arrays in, arrays out.
+"""Calibration, from labels to thresholds that keep a promise: ask, tell, result.
 
     cal = Calibrator("recall", target=0.95, delta=0.1, budget=1000, seed=7)
     while (ids := cal.ask(scores)).size:
         cal.tell(ids, labels_of(ids))
     result = cal.result()
 
-What is asked next follows from the seed, the scores and the labels told so far, and from nothing
-else: a calibrator made anew and told the stored labels goes on where the other one was. Formulas
-and their sources: docs/guarantees.md.
+What is asked next follows from the seed, the scores and the labels so far, and from nothing else: a
+new calibrator that is given the stored labels goes on where the other one stopped. Formulas and
+their sources: docs/guarantees.md.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -47,21 +47,15 @@ class Calibrator:
         Raises:
             ValueError: an argument is out of its range.
         """
-        self.guarantee = Guarantee(
-            kind=Kind(kind),
-            target=target,
-            delta=delta,
-            budget=budget,
-            seed=seed,
-            costs=None if costs is None else tuple(costs),
-        )
+        prices = None if costs is None else tuple(costs)
+        self.guarantee = Guarantee(Kind(kind), target, delta, budget, seed, prices)
         self._scores: Floats | None = None
         self._told: dict[int, int] = {}
         self._pending: Ids = np.zeros(0, np.int64)
         self._result: Result | None = None
 
     def ask(self, scores: Floats | None = None) -> Ids:
-        """Ids to label next; empty when done, or when labels asked earlier are still to come.
+        """Ids to label next; empty at the end.
 
         Args:
             scores: (n,) of one tier or (n, tiers), NaN where a tier gave none. Only the first
@@ -88,12 +82,12 @@ class Calibrator:
         return np.array([i for i in self._pending if int(i) not in self._told], np.int64)
 
     def tell(self, ids: Iterable[int] | Ids, labels: Iterable[Any]) -> None:
-        """Hand in labels, in any order and as often as one likes.
+        """Hand in labels, in any order; the same label may come again.
 
         Args:
             ids: (n,) rows of the scores.
-            labels: (n,) true or 1, false or 0; None or NaN where no label can be had: such a
-                candidate is promoted, and the promise leaves it out.
+            labels: (n,) true or 1, false or 0; None or NaN for a candidate that cannot be
+                labelled: it is promoted, and the promise leaves it out.
 
         Raises:
             ValueError: a label contradicts an earlier one, or is no label, or an id has no row.
@@ -108,13 +102,13 @@ class Calibrator:
             if told != label:
                 raise ValueError(
                     f"candidate {i} was labelled {_word(told)} before and {_word(label)} now; "
-                    "settle which is right and tell that one to a new Calibrator"
+                    "find out which is right, and give that one alone to a new Calibrator"
                 )
             new[i] = label
         self._told.update(new)
 
     def result(self) -> Result:
-        """The thresholds and what they are worth.
+        """The thresholds and what they certify.
 
         Raises:
             ValueError: labels are still missing.
@@ -123,13 +117,13 @@ class Calibrator:
         if self._result is None:
             raise ValueError(
                 f"{len(missing):,} labels are still missing, the first of candidate {missing[0]}; "
-                "tell them, or tell None where none can be had"
+                "call tell with them, and with None for a candidate that cannot be labelled"
             )
         return self._result
 
     def _advance(self, labels: Labels | None) -> None:
         try:
-            # A generator is started with None, and knows no other type for it.
+            # A generator is started with None, which its type does not know.
             self._pending = self._steps.send(labels)  # type: ignore[arg-type]
         except StopIteration as done:
             self._pending, self._result = np.zeros(0, np.int64), done.value
@@ -149,13 +143,13 @@ def calibrate(
     """Calibrate in one call; `oracle` is asked for at most `budget` different ids, each once.
 
     Args:
-        scores: (n,) of one tier or (n, tiers).
+        scores: (n,) of one tier or (n, tiers), NaN where a tier gave none.
         oracle: (m,) ids to (m,) labels in their order.
         kind: recall, precision or accuracy.
         target: what is promised, in (0, 1).
-        delta: probability with which the promise may fail, in (0, 1).
+        delta: probability that the promise fails, in (0, 1).
         budget: most labels that may be asked.
-        seed: draws the sample.
+        seed: of the random draw.
         costs: of one candidate at each tier, and last of one label; see `Guarantee.prices`.
     """
     calibrator = Calibrator(kind, target=target, delta=delta, budget=budget, seed=seed, costs=costs)
@@ -173,4 +167,4 @@ def _as_label(value: Any) -> int:
 
 
 def _word(label: int) -> str:
-    return {1: "yes", 0: "no", UNKNOWN: "as not to be had"}[label]
+    return {1: "yes", 0: "no", UNKNOWN: "unknown"}[label]

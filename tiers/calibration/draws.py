@@ -1,11 +1,14 @@
 """Drawing without replacement: exact probabilities, and bounds on what was not drawn.
 
-Every promise of `tiers.calibration` rests on this one distribution, the hypergeometric: the
-number of positives in a simple random draw from a finite population. No score enters here.
+Every promise of `tiers.calibration` rests on one distribution, the hypergeometric: the number of
+positives in a simple random draw from a finite population. No score enters here.
 """
 
 import math
+from bisect import bisect_left
+from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import scipy  # its parts load at their first use
@@ -32,8 +35,8 @@ def log_chance(
     """Logarithm of P(exactly `hits` positives in the draw); -inf where impossible.
 
     Args:
-        hits: positives drawn.
-        population: items of which is drawn.
+        hits: positives in the draw.
+        population: items in all.
         positives: positives among them, at most the population.
         draws: items drawn, at most the population.
     """
@@ -44,12 +47,12 @@ def log_chance(
 def chance_of_at_most(most: int, population: Ids | int, positives: Ids | int, draws: int) -> Floats:
     """(n,) P(at most `most` positives in a draw without replacement).
 
-    `scipy.stats.hypergeom` says the same, but takes a hundred times as long for many populations.
+    `scipy.stats.hypergeom.cdf` gives the same, but takes 70 times as long for many populations.
 
     Args:
-        most: number of positives that the draw holds at most; below 0 the chance is 0.
-        population: (n,) or one number: items of which is drawn.
-        positives: (n,) or one number: positives among them.
+        most: positives in the draw; below 0 the chance is 0.
+        population: (n,) or one number: items in all.
+        positives: (n,) or one number: positives among them, at most the population.
         draws: items drawn, at most the population.
     """
     items, marked = np.broadcast_arrays(np.atleast_1d(population), positives)
@@ -63,6 +66,7 @@ def chance_of_at_most(most: int, population: Ids | int, positives: Ids | int, dr
     return total
 
 
+@lru_cache(maxsize=10_000)
 def most_positives(population: int, drawn: int, found: int, risk: float) -> int:
     """Upper confidence bound on the positives of a population, after a draw without replacement.
 
@@ -71,21 +75,33 @@ def most_positives(population: int, drawn: int, found: int, risk: float) -> int:
     with probability at most `risk`.
 
     Args:
-        population: items of which was drawn.
-        drawn: items drawn, fixed before the draw.
-        found: positives among them.
+        population: items in all.
+        drawn: items drawn, a number that was fixed before the draw.
+        found: positives among the drawn.
         risk: probability, in (0, 1).
     """
-    low, high = found, population - (drawn - found)
+    return highest(
+        found,
+        population - (drawn - found),
+        lambda k: bool(chance_of_at_most(found, population, k, drawn)[0] > risk),
+    )
+
+
+def highest(low: int, high: int, passes: Callable[[int], bool]) -> int:
+    """By bisection the highest number from `low` to `high` that passes; `low` if no other does."""
     while low < high:
         middle = (low + high + 1) // 2
-        possible = chance_of_at_most(found, population, middle, drawn)[0] > risk
-        low, high = (middle, high) if possible else (low, middle - 1)
+        low, high = (middle, high) if passes(middle) else (low, middle - 1)
     return low
 
 
+def lowest(low: int, high: int, passes: Callable[[int], bool]) -> int:
+    """By bisection the lowest number from `low` to `high` that passes; `high` if no other does."""
+    return low + bisect_left(range(low, high), True, key=passes)
+
+
 def exact(share: float) -> Fraction:
-    """The number as a person wrote it: 0.9 is 9/10, so that no rounding tips a test.
+    """The number as a person wrote it: 0.9 is 9/10, so that no rounding changes a test.
 
     With more than six decimals it is rounded up to six, which makes a target stricter and keeps
     products with counts inside 64 bits.

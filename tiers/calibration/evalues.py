@@ -1,4 +1,4 @@
-"""Evidence that may be looked at at any time: mixtures of likelihood ratios.
+"""Evidence that may be read at any time: mixtures of likelihood ratios.
 
 Each is a nonnegative process that starts at 1 and does not grow on average as long as the
 hypothesis holds, so it ever exceeds 1/delta with probability at most delta (Ville 1939). The form,
@@ -27,10 +27,10 @@ def log_evidence_of_fewer(
         drawn: items drawn from the region without replacement, so far.
     """
     fewer = np.floor(FACTORS[:, None] * claimed).astype(np.int64)
-    with np.errstate(divide="ignore", invalid="ignore"):  # -inf - -inf: see below
+    with np.errstate(divide="ignore", invalid="ignore"):  # -inf - -inf is NaN: see below
         mixed = np.exp(log_chance(errors, region, fewer, drawn)).T @ WEIGHTS
         null = log_chance(errors, region, np.minimum(claimed, region), drawn)
         evidence: Floats = np.log(mixed) - null
-    # More errors than any alternative or the hypothesis knows: no evidence of fewer.
+    # More errors were found than alternatives and hypothesis allow: no evidence of fewer.
     evidence[np.isnan(evidence)] = -np.inf
     return evidence

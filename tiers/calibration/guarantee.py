@@ -1,8 +1,9 @@
-"""What is promised, what came of it, and the labels in between."""
+"""What is promised, what came of it, and the labels that were asked for."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,13 @@ from tiers.calibration.draws import Floats, Ids
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int8]
-"""1 for yes, 0 for no, UNKNOWN where no label can be had."""
+"""1 for yes, 0 for no, UNKNOWN where a candidate cannot be labelled."""
 
 UNKNOWN = -1
+
+T = TypeVar("T")
+Asking = Generator[Ids, Labels, T]
+"""A procedure that yields the ids to label next, is sent their labels, and returns a T."""
 
 
 class Kind(StrEnum):
@@ -32,7 +37,8 @@ class Status(StrEnum):
 
     CERTIFIED = "certified"
     INFEASIBLE_BUDGET = "infeasible_budget"
-    """No threshold could be certified: nothing is rejected (recall), or answered unseen."""
+    """No threshold could be certified: nothing is rejected (recall), or answered without a label.
+    """
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Guarantee:
     delta: float
     budget: int
     seed: int = 0
-    """The permutation is drawn from it once; to try several seeds voids the promise."""
+    """Seed of the random draw. To try several seeds voids the promise."""
     costs: tuple[float, ...] | None = None
     """Cost of one candidate at each tier, and last of one label; see `prices`."""
 
@@ -85,27 +91,32 @@ class Thresholds:
     accept_above: float | None = None
     """Scores strictly above are accepted."""
 
+    @property
+    def lowest_kept(self) -> float:
+        """-inf where all scores are kept."""
+        return -np.inf if self.reject_below is None else self.reject_below
+
 
 @dataclass(frozen=True)
 class RecallEvidence:
-    """The numbers of the test of recall, under the names that the certificate has for them."""
+    """The numbers of the test of recall; the certificate has them under the same names."""
 
     kth: int
-    """Which drawn positive, from the lowest upwards, is the first to be kept; 0 to keep all."""
+    """Which tested positive, from the lowest upwards, is the first to be kept; 0 to keep all."""
     positives_tested: int
-    """Drawn positives that the test uses, the first of the draw."""
+    """Drawn positives in the test, the first of the draw."""
     positives_known: int
     """Positives beside them: of the pilot, and the last of the draw."""
     most_positives: int
     """Upper bound on the positives of which the tested ones are a random draw."""
     best_bound: float
-    """The recall that the lowest tested positive certifies; 0 without positives."""
+    """Recall that the lowest tested positive certifies; 0 without positives."""
     drawn_most: int
     """Upper bound on the positives of which all drawn ones are a random draw."""
     drawn_known: int
     """Positives of the pilot."""
     test_delta: float
-    """Probability that test and upper bound may fail together."""
+    """Probability that the test or an upper bound fails."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +127,10 @@ class Result:
     status: Status
     thresholds: tuple[Thresholds, ...]
     accepted: Mask
-    """(n,) recall: all that is kept; precision: all that is accepted. Labelled negatives are not
-    in it, labelled positives are."""
+    """(n,) recall: all that is kept; precision: all that is accepted. Labelled positives are in it,
+    labelled negatives are not."""
     promoted: Mask
-    """(n,) left to the top tier. For recall they are also in `accepted`: not lost."""
+    """(n,) left to the last tier. For recall they are also in `accepted`: not lost."""
     by_proxy: Mask
     """(n,) answered by a cheap tier without a label, either way."""
     certified_bound: float
@@ -131,7 +142,7 @@ class Result:
     """Different candidates for which a label was asked."""
     positives_found: int
     unlabelled: Ids
-    """Ids for which no label could be had; they are promoted, and the promise leaves them out."""
+    """Candidates that cannot be labelled. They are promoted, and the promise leaves them out."""
     evidence: RecallEvidence | None = None
     """None for other kinds than recall."""
     drawn_positives: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -144,7 +155,7 @@ class Result:
 
 
 class Sample:
-    """Which labels were asked for and what they said, for one walk through a procedure."""
+    """The labels that one calibration has asked for, and what they are."""
 
     def __init__(self, size: int, budget: int) -> None:
         self.labels: Labels = np.full(size, UNKNOWN, np.int8)
@@ -163,21 +174,18 @@ class Sample:
 
     @property
     def positive(self) -> Mask:
-        found: Mask = self.labels == 1
-        return found
+        return np.asarray(self.labels == 1, np.bool_)
 
     @property
     def negative(self) -> Mask:
-        found: Mask = self.labels == 0
-        return found
+        return np.asarray(self.labels == 0, np.bool_)
 
     @property
     def refused(self) -> Mask:
-        """Asked, but no label can be had."""
-        found: Mask = self.asked & (self.labels == UNKNOWN)
-        return found
+        """Asked, but cannot be labelled."""
+        return np.asarray(self.asked & (self.labels == UNKNOWN), np.bool_)
 
-    def ask(self, ids: Ids) -> Generator[Ids, Labels, Labels]:
+    def ask(self, ids: Ids) -> Asking[Labels]:
         """Labels of these ids in their order; those known are not asked again.
 
         Asks for no more than the budget pays for: of the ids beyond it the label is UNKNOWN.
@@ -203,3 +211,12 @@ def as_table(scores: Floats | Sequence[float] | Sequence[Sequence[float]]) -> Fl
             f"scores of shape {table.shape}; give (candidates,) or (candidates, tiers)"
         )
     return table
+
+
+def unread(scores: Floats) -> Mask:
+    """(n, tiers) whether this tier or one before it gave no score (NaN).
+
+    Such a tier sends the candidate to a person, so no later tier decides about it.
+    """
+    missing: Mask = np.maximum.accumulate(np.isnan(scores), axis=1)
+    return missing

@@ -1,6 +1,5 @@
 """Thresholds moved by hand: the recall that the labels of a calibration certify for them."""
 
-import math
 from collections.abc import Sequence
 
 from tiers.calibration.draws import Floats
@@ -41,7 +40,7 @@ def bound_of_moved(
             f"{len(certified)}; write one a tier"
         )
     pairs = zip(moved, certified, strict=True)
-    floor = bound if all(_lowest(one) <= _lowest(other) for one, other in pairs) else 0.0
+    floor = bound if all(one.lowest_kept <= other.lowest_kept for one, other in pairs) else 0.0
     missed = 0.0
     rejecting = sum(one.reject_below is not None for one in moved)
     for tier, one in enumerate(moved):
@@ -49,10 +48,6 @@ def bound_of_moved(
             lost = int((table[:, tier] < one.reject_below).sum())
             missed += 1 - _bound_of_lost(lost, len(table), rejecting, evidence)
     return max(floor, 1 - missed, 0.0)
-
-
-def _lowest(thresholds: Thresholds) -> float:
-    return -math.inf if thresholds.reject_below is None else thresholds.reject_below
 
 
 def _bound_of_lost(lost: int, drawn: int, shares: int, evidence: RecallEvidence) -> float:

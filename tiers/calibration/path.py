@@ -7,12 +7,13 @@ on all tiers at once, at the full delta: no union bound, no splitting of the rec
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 import scipy
 
 from tiers.calibration.draws import Floats
-from tiers.calibration.guarantee import Mask, Thresholds
+from tiers.calibration.guarantee import Mask, Thresholds, unread
 
 FEW = 4
 """Positives below which a pilot says nothing about a tier's scores."""
@@ -28,30 +29,23 @@ class JointPath:
     weights: tuple[float, ...]
 
     def level_of(self, scores: Floats) -> Floats:
-        """(n,) the level up to which a candidate survives every tier; inf where no tier may reject.
-
-        A tier without a score (NaN) does not reject, and nor does any tier after it: it sends the
-        candidate to a person.
-        """
-        levels = np.column_stack(
-            [s.share_below(scores[:, j]) / w for j, (s, w) in enumerate(self._pairs())]
-        )
-        unread = np.maximum.accumulate(np.isnan(scores), axis=1)
-        lowest: Floats = np.where(unread, np.inf, levels).min(axis=1)
-        return lowest
+        """(n,) the level up to which a candidate survives every tier; inf where none may reject."""
+        reachable: Floats = np.where(unread(scores), np.inf, self._levels(scores)).min(axis=1)
+        return reachable
 
     def thresholds(self, scores: Floats, level: float) -> tuple[Thresholds, ...]:
         """The lowest score of each tier that survives the level; None where all do.
 
         It is one of the tier's own scores, so that no rounding separates it from `level_of`.
         """
-        return tuple(
-            lowest_kept(scores[:, j], s.share_below(scores[:, j]) / w >= level)
-            for j, (s, w) in enumerate(self._pairs())
-        )
+        kept = self._levels(scores) >= level
+        return tuple(lowest_kept(scores[:, tier], kept[:, tier]) for tier in range(scores.shape[1]))
 
-    def _pairs(self) -> Iterator[tuple["Survival", float]]:
-        return zip(self.survival, self.weights, strict=True)
+    def _levels(self, scores: Floats) -> Floats:
+        """(n, tiers) the level up to which a candidate survives that tier, NaN without a score."""
+        shares = [one.share_below(scores[:, tier]) for tier, one in enumerate(self.survival)]
+        levels: Floats = np.column_stack(shares) / np.array(self.weights)
+        return levels
 
 
 @dataclass(frozen=True)
@@ -66,18 +60,15 @@ class Survival:
 
     def share_below(self, scores: Floats) -> Floats:
         """(n,) in [0, 1], NaN for NaN; monotone in the score, whatever the pilot was."""
-        if len(self.logits) == 0:
+        if not len(self.logits) or np.isnan(scores).all():
             return scores
         grid = np.unique(scores[~np.isnan(scores)])
         steps = [
             scipy.special.ndtr((logit(part)[:, None] - self.logits) / self.width).mean(axis=1)
             for part in np.array_split(grid, max(len(grid) * len(self.logits) // 1_000_000, 1))
         ]
-        # The tail would round to one 0; the score breaks such ties.
-        shares = np.concatenate([*steps, np.zeros(0)]) + 1e-12 * grid
-        shares = np.maximum.accumulate(shares)
-        if not grid.size:
-            return scores
+        # Far from all positives shares would round to one number; the score breaks such ties.
+        shares = np.maximum.accumulate(np.concatenate(steps) + 1e-12 * grid)
         at = np.minimum(np.searchsorted(grid, scores), len(grid) - 1)
         return np.where(np.isnan(scores), np.nan, shares[at])
 
@@ -94,8 +85,8 @@ def lowest_kept(scores: Floats, kept: Mask) -> Thresholds:
     inside, outside = scores[read & kept], scores[read & ~kept]
     if not outside.size:
         return Thresholds()
-    lowest = float(inside.min()) if inside.size else float(np.nextafter(outside.max(), np.inf))
-    return Thresholds(reject_below=min(lowest, 1.0))
+    lowest = inside.min() if inside.size else np.nextafter(outside.max(), np.inf)
+    return Thresholds(reject_below=min(float(lowest), 1.0))
 
 
 def learn_path(
@@ -111,11 +102,10 @@ def learn_path(
     """
     tiers = scores.shape[1]
     survival = tuple(_survival(scores[positive, tier]) for tier in range(tiers))
+    equal = JointPath(survival, (1.0,) * tiers)
     if tiers == 1 or positive.sum() < FEW:
-        return JointPath(survival, (1.0,) * tiers)
-    shares = np.column_stack([s.share_below(scores[:, j]) for j, s in enumerate(survival)])
-    unread = np.maximum.accumulate(np.isnan(scores), axis=1)
-    shares = np.where(unread, np.inf, shares)
+        return equal
+    shares = np.where(unread(scores), np.inf, equal._levels(scores))
     costs = {
         weights: _predicted_cost(shares / np.array(weights), positive, prices, miss)
         for weights in _simplex(tiers)
@@ -146,14 +136,5 @@ def _predicted_cost(
 def _simplex(tiers: int) -> Iterator[tuple[float, ...]]:
     """Weights above 0 that sum to 1, in steps of 1/12 (two tiers) to 1/8."""
     steps = {2: 12, 3: 10}.get(tiers, max(8, tiers + 1))
-
-    def split(rest: int, places: int) -> Iterator[tuple[int, ...]]:
-        if places == 1:
-            yield (rest,)
-            return
-        for first in range(1, rest - places + 2):
-            for others in split(rest - first, places - 1):
-                yield (first, *others)
-
-    for parts in split(steps, tiers):
-        yield tuple(part / steps for part in parts)
+    for cuts in combinations(range(1, steps), tiers - 1):
+        yield tuple((end - start) / steps for start, end in pairwise((0, *cuts, steps)))

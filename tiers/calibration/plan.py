@@ -1,12 +1,11 @@
 """What a promise needs, and what a budget can buy, before a label is paid for."""
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
 
-from tiers.calibration.draws import chance_of_at_most
+from tiers.calibration.draws import chance_of_at_most, highest, lowest
 from tiers.calibration.evalues import log_evidence_of_fewer
 from tiers.calibration.guarantee import Kind
 from tiers.calibration.recall import PILOT_POSITIVES, PILOT_SHARE
@@ -19,7 +18,7 @@ from tiers.calibration.recall_test import (
 )
 
 CONFIDENT = 0.8
-"""Probability with which a draw finds as many positives as a plan counts on."""
+"""Probability that a draw finds as many positives as a plan counts on."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def plan_calibration(
 ) -> Plan:
     """What the promise needs, and what the budget can buy; no label is asked.
 
-    Recall: the floor of every method that assumes nothing about the scores; the smallest sample
-    certifies with its lowest positive as threshold. Precision and accuracy: the smallest sample
+    Recall: the smallest sample whose lowest positive is a certified threshold; no method that
+    assumes nothing about the scores needs fewer. Precision and accuracy: the smallest sample
     without any error.
 
     Args:
@@ -131,29 +130,25 @@ def _plan_recall(
 
 
 def _enough(positives: int, needed: int, target: float, risk: float) -> int:
-    """Drawn positives that certify where so many exist; in a small population fewer do.
+    """Drawn positives that certify where so many exist; in a small population fewer are enough.
 
-    Where they are ten times as many as needed it makes no difference worth a plan.
+    Where ten times as many exist as are needed, the difference is too small for a plan.
     """
     if positives >= 10 * needed:
         return needed
-    low, high = 1, min(needed, positives)
-    while low < high:
-        middle = (low + high) // 2
-        enough = best_kth(middle, positives, target, risk) > 0
-        low, high = (low, middle) if enough else (middle + 1, high)
-    return low
+    most = min(needed, positives)
+    return lowest(1, most, lambda drawn: best_kth(drawn, positives, target, risk) > 0)
 
 
 def _best_recall(items: int, positives: int, drawn: int, delta: float) -> float:
-    """Certified recall of the lowest positive of a draw that finds no more than is likely."""
+    """Recall that a draw certifies with its lowest positive, with probability `CONFIDENT`."""
     if drawn == items:
         return 1.0
-    found = bisect_left(
-        range(min(positives, drawn)),
-        True,
-        key=lambda found: 1 - chance_of_at_most(found, items, positives, drawn)[0] < CONFIDENT,
-    )
+
+    def unlikely(more: int) -> bool:
+        return bool(1 - chance_of_at_most(more, items, positives, drawn)[0] < CONFIDENT)
+
+    found = lowest(0, min(positives, drawn), unlikely)
     return bound_of_kth(1, found, positives, level(delta)) if found else 0.0
 
 
@@ -168,10 +163,9 @@ def _errorless(items: int, target: float, delta: float) -> int:
 
 def _best_accuracy(items: int, delta: float, drawn: int) -> float:
     """The highest accuracy, in steps of 0.001, that so many labels without an error certify."""
-    low, high = 0, 999
-    while low < high:
-        middle = (low + high + 1) // 2
-        claimed = int(allowed_misses(items, middle / 1000)) + 1
-        evidence = log_evidence_of_fewer(0, items, claimed, drawn)
-        low, high = (middle, high) if evidence[0] >= -math.log(delta) else (low, middle - 1)
-    return low / 1000
+
+    def passes(accuracy: int) -> bool:
+        claimed = int(allowed_misses(items, accuracy / 1000)) + 1
+        return bool(log_evidence_of_fewer(0, items, claimed, drawn)[0] >= -math.log(delta))
+
+    return highest(0, 999, passes) / 1000

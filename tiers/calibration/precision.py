@@ -1,4 +1,4 @@
-"""Labels to thresholds that keep precision: pilot, plan, sample, and prefixes tested in order.
+"""Calibration of precision: pilot, plan, draw, and prefixes of a region tested in order.
 
 Of m unlabelled candidates n are drawn at random and x of them are negative. The negatives found
 are dropped, L labelled positives are in the set as well, so the set has L + m - x members and K - x
@@ -8,92 +8,85 @@ is an exact p-value, because it grows with x.
 """
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from tiers.calibration.draws import Floats, Ids, chance_of_at_most, exact
+from tiers.calibration.draws import Floats, Ids, chance_of_at_most, exact, highest
 from tiers.calibration.guarantee import (
+    Asking,
     Guarantee,
-    Labels,
     Mask,
     Result,
     Sample,
     Status,
     Thresholds,
+    unread,
 )
 from tiers.calibration.reliability import isotonic, platt
 
 PILOT_SHARE = 0.15
 STRATUM = 6
-"""Labels of a stratum of the pilot, at least."""
+"""Fewest labels from a stratum of the pilot."""
 CAUTION = 0.97
-"""Factor on the pilot's precision, for planning."""
+"""Factor on the precision that the pilot predicts, for planning."""
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Prefixes of the planned region that are tested."""
-
-Steps = Generator[Ids, Labels, Result]
+"""Prefixes of the planned region that are tested, as shares of it."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The candidates at and above a level: what of them is unlabelled, and what is known."""
+    """The set that would be accepted at a level, as counts."""
 
-    level: float
     unlabelled: int
+    """Candidates at and above the level that had no label before the draw."""
     positives: int
-    """Labelled positives in the set for which the precision is promised, drawn ones excluded."""
+    """All other labelled positives; they are accepted whatever their level."""
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Candidates in the order in which they would be accepted; `levels` -inf for never."""
+def open_ids(levels: Floats, sample: Sample) -> Ids:
+    """Unlabelled candidates that may be accepted, the best first."""
+    ids = np.flatnonzero(np.isfinite(levels) & ~sample.asked)
+    return ids[np.argsort(-levels[ids], kind="stable")]
 
-    levels: Floats
 
-    def open(self, sample: Sample) -> Ids:
-        """Unlabelled candidates, the best first."""
-        ids = np.flatnonzero(np.isfinite(self.levels) & ~sample.asked)
-        return ids[np.argsort(-self.levels[ids], kind="stable")]
-
-    def prefix(self, sample: Sample, level: float, drawn: Mask) -> Prefix:
-        """The set above a level, where `drawn` (n,) are those of the random draw."""
-        above = self.levels >= level
-        known = sample.positive & ~(drawn & above)
-        unlabelled = int((above & (~sample.asked | drawn)).sum())
-        return Prefix(level, unlabelled, int(known.sum()))
+def prefix_at(levels: Floats, sample: Sample, level: float, drawn: Mask | bool = False) -> Prefix:
+    """The set at and above a level; `drawn` (n,) are the candidates of the random draw."""
+    above = levels >= level
+    known = sample.positive & ~(above & drawn)
+    unlabelled = above & (~sample.asked | drawn)
+    return Prefix(int(unlabelled.sum()), int(known.sum()))
 
 
 def p_value(prefix: Prefix, drawn: int, wrong: int, target: float) -> float:
-    """Chance of so few wrong ones in the draw if the set's precision were below the target."""
+    """Chance of at most `wrong` negatives in the draw if the precision were below the target."""
     members = prefix.positives + prefix.unlabelled - wrong
     fewest = wrong + math.floor((1 - exact(target)) * members) + 1
     if fewest > prefix.unlabelled - (drawn - wrong):
-        return 0.0  # so many cannot be there: fewer remain
+        return 0.0  # that many negatives cannot be there
     return float(chance_of_at_most(wrong, prefix.unlabelled, fewest, drawn)[0])
 
 
 def precision_bound(prefix: Prefix, drawn: int, wrong: int, delta: float) -> float:
     """Certified precision of a set, in steps of 0.0001: the highest target that passes."""
-    low, high = 0, 9_999
-    while low < high:
-        middle = (low + high + 1) // 2
-        passes = p_value(prefix, drawn, wrong, middle / 10_000) <= delta
-        low, high = (middle, high) if passes else (low, middle - 1)
-    return low / 10_000
+
+    def passes(precision: int) -> bool:
+        return p_value(prefix, drawn, wrong, precision / 10_000) <= delta
+
+    return highest(0, 9_999, passes) / 10_000
 
 
-def calibrate_precision(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
+def calibrate_precision(scores: Floats, guarantee: Guarantee, sample: Sample) -> Asking[Result]:
     """Ask for labels, then decide. See docs/guarantees.md, section "Precision"."""
     rng = np.random.default_rng(guarantee.seed)
-    yield from _pilot(_shuffled(scores[:, -1], rng), guarantee, sample, rng)
+    ids = rng.permutation(np.flatnonzero(~np.isnan(scores[:, -1])))
+    order = ids[np.argsort(-scores[ids, -1], kind="stable")]  # the best first, ties at random
+    yield from _pilot(order, guarantee, sample, rng)
     levels, tiers = tier_levels(scores, sample)
-    ranking = Ranking(levels)
-    cut, bound = yield from _certify(ranking, guarantee, sample, rng)
+    cut, bound = yield from _certify(levels, guarantee, sample, rng)
     region = levels >= cut
-    rest = ranking.open(sample)
+    rest = open_ids(levels, sample)
     yield from sample.ask(rest[~region[rest]])
     return _result(scores, guarantee, sample, region, accept_above(scores, tiers, cut), bound)
 
@@ -109,16 +102,14 @@ def tier_levels(scores: Floats, sample: Sample) -> tuple[Floats, Floats]:
         labelled = sample.positive | sample.negative
         for tier in range(scores.shape[1]):
             tiers[:, tier] = platt(scores[:, tier], labelled, sample.positive)
-    # A threshold of the policy lies at or above 0, so that nothing can be accepted for a 0. Whom a
-    # tier could not read it sends to a person, so that no later tier sees them.
-    unread = np.maximum.accumulate(np.isnan(scores), axis=1)
-    tiers = np.where(unread | (scores == 0), -np.inf, tiers)
+    # A threshold of the policy is at least 0, so no policy accepts a score of 0.
+    tiers = np.where(unread(scores) | (scores == 0), -np.inf, tiers)
     best: Floats = tiers.max(axis=1)
     return best, tiers
 
 
 def accept_above(scores: Floats, tiers: Floats, cut: float) -> tuple[float | None, ...]:
-    """Each tier's threshold: accepted, strictly above it, is what reaches the level `cut`."""
+    """Each tier's threshold: strictly above it are the candidates at or above the level `cut`."""
     if not math.isfinite(cut):
         return tuple(None for _ in range(scores.shape[1]))
     found: list[float | None] = []
@@ -128,16 +119,10 @@ def accept_above(scores: Floats, tiers: Floats, cut: float) -> tuple[float | Non
     return tuple(found)
 
 
-def _shuffled(scores: Floats, rng: np.random.Generator) -> Ids:
-    """Ids from the best score down, ties at random, those without a score left out."""
-    ids = rng.permutation(np.flatnonzero(~np.isnan(scores)))
-    return ids[np.argsort(-scores[ids], kind="stable")]
-
-
 def _pilot(
     order: Ids, guarantee: Guarantee, sample: Sample, rng: np.random.Generator
-) -> Generator[Ids, Labels, None]:
-    """A few labels of every stratum of ranks, each twice as wide as the one above it."""
+) -> Asking[None]:
+    """A few labels from each stratum of ranks, each twice as wide as the one above it."""
     budget = int(PILOT_SHARE * guarantee.budget)
     edges = [0]
     while edges[-1] < len(order):
@@ -153,62 +138,54 @@ def _pilot(
 
 
 def _certify(
-    ranking: Ranking, guarantee: Guarantee, sample: Sample, rng: np.random.Generator
-) -> Generator[Ids, Labels, tuple[float, float | None]]:
+    levels: Floats, guarantee: Guarantee, sample: Sample, rng: np.random.Generator
+) -> Asking[tuple[float, float | None]]:
     """The level from which on everything may be accepted, and its bound; inf and None if none.
 
     Args:
-        ranking: candidates in the order of acceptance.
+        levels: (n,) candidates are accepted from the highest downwards; -inf for never.
         guarantee: the promise.
-        sample: labels so far; they are known, not evidence. What is left of the budget pays for
-            the draw and for the band below the region.
+        sample: its labels so far are known and no evidence. The budget that is left pays for the
+            draw, and for labels of the next lower candidates.
         rng: for the draw alone.
     """
     target, delta, budget = guarantee.target, guarantee.delta, sample.left
-    plan = _plan(ranking, sample, target, delta, budget)
+    plan = _plan(levels, sample, target, delta, budget)
     if plan is None:
         return math.inf, None
-    levels, size = plan
-    rest = ranking.open(sample)
-    inside = rest[ranking.levels[rest] >= levels[0]]
+    region, cuts, size = plan
+    rest = open_ids(levels, sample)
+    inside = rest[levels[rest] >= region]
     yield from sample.ask(rest[len(inside) :][: max(budget - size, 0)])
     before = sample.asked.copy()
     yield from sample.ask(rng.permutation(inside)[:size])
     drawn = sample.asked & ~before
     passed: list[tuple[float, float]] = []
-    for level in levels[1:]:
-        prefix, hits, wrong = _outcome(ranking, sample, level, drawn)
+    for cut in cuts:
+        tested = drawn & (levels >= cut)
+        hits, wrong = int(tested.sum()), int((tested & ~sample.positive).sum())
+        prefix = prefix_at(levels, sample, cut, drawn)
         if p_value(prefix, hits, wrong, target) > delta:
             break
-        passed.append((level, max(precision_bound(prefix, hits, wrong, delta), target)))
+        passed.append((cut, max(precision_bound(prefix, hits, wrong, delta), target)))
     return min(passed) if passed else (math.inf, None)
 
 
-def _outcome(
-    ranking: Ranking, sample: Sample, level: float, drawn: Mask
-) -> tuple[Prefix, int, int]:
-    """The prefix, how many were drawn from it, and how many of them were not positive."""
-    inside = drawn & (ranking.levels >= level)
-    wrong = int((inside & ~sample.positive).sum())
-    return ranking.prefix(sample, level, drawn), int(inside.sum()), wrong
-
-
 def _plan(
-    ranking: Ranking, sample: Sample, target: float, delta: float, budget: int
-) -> tuple[list[float], int] | None:
-    """The region's level, then the levels to test in their order; and the size of the draw."""
-    rest = ranking.open(sample)
+    levels: Floats, sample: Sample, target: float, delta: float, budget: int
+) -> tuple[float, list[float], int] | None:
+    """The region's lowest level, the levels to test in their order, and the size of the draw."""
+    rest = open_ids(levels, sample)
     if not rest.size or budget <= 0:
         return None
-    chances = CAUTION * _curve(ranking, sample)[rest]
-    ends = _tie_ends(ranking.levels[rest])
+    chances = CAUTION * _curve(levels, sample)[rest]
+    ends = _tie_ends(levels[rest])
     grid = np.unique(ends[np.searchsorted(ends, np.geomspace(1, len(rest), 40).round())])
     known = int(sample.positive.sum())
     sums = np.concatenate([[0.0], np.cumsum(chances)])
-    none = np.zeros(len(ranking.levels), np.bool_)
     best, choice = 0.0, None
     for end in grid:
-        prefix = ranking.prefix(sample, float(ranking.levels[rest[end - 1]]), none)
+        prefix = prefix_at(levels, sample, float(levels[rest[end - 1]]))
         for size in np.unique(np.linspace(budget / 12, budget, 12).round().astype(int)):
             size = min(int(size), int(end))
             if size == 0 or _predicted(prefix, size, sums[end] / end, target) > delta:
@@ -221,24 +198,23 @@ def _plan(
     if choice is None:
         return None
     end, size = choice
-    lowest = float(ranking.levels[rest[end - 1]])
-    return [lowest, *_tests(ranking, sample, rest[:end], size, chances, target)], size
+    cuts = _cuts(levels, sample, rest[:end], size, chances, target)
+    return float(levels[rest[end - 1]]), cuts, size
 
 
-def _tests(
-    ranking: Ranking, sample: Sample, region: Ids, size: int, chances: Floats, target: float
+def _cuts(
+    levels: Floats, sample: Sample, region: Ids, size: int, chances: Floats, target: float
 ) -> list[float]:
-    """Levels of the prefixes, the most promising first; fixed before the draw is seen."""
-    ends = _tie_ends(ranking.levels[region])
-    none = np.zeros(len(ranking.levels), np.bool_)
+    """Lowest levels of the prefixes, the most promising first; fixed before the draw is seen."""
+    ends = _tie_ends(levels[region])
     predicted: dict[float, float] = {}
     for share in SHARES:
         end = int(ends[np.searchsorted(ends, max(round(share * len(region)), 1))])
-        lowest = float(ranking.levels[region[end - 1]])
+        cut = float(levels[region[end - 1]])
         hits = min(max(round(size * end / len(region)), 1), end)
-        prefix = ranking.prefix(sample, lowest, none)
-        predicted[lowest] = _predicted(prefix, hits, float(chances[:end].mean()), target)
-    return sorted(predicted, key=lambda level: (predicted[level], level))
+        prefix = prefix_at(levels, sample, cut)
+        predicted[cut] = _predicted(prefix, hits, float(chances[:end].mean()), target)
+    return sorted(predicted, key=lambda cut: (predicted[cut], cut))
 
 
 def _predicted(prefix: Prefix, drawn: int, chance: float, target: float) -> float:
@@ -249,15 +225,13 @@ def _predicted(prefix: Prefix, drawn: int, chance: float, target: float) -> floa
     return p_value(prefix, drawn, min(math.ceil(unlucky), drawn), target)
 
 
-def _curve(ranking: Ranking, sample: Sample) -> Floats:
+def _curve(levels: Floats, sample: Sample) -> Floats:
     """(n,) chance of a positive, rising with the level; for planning only."""
-    usable = np.isfinite(ranking.levels)
+    usable = np.isfinite(levels)
     labelled = usable & (sample.positive | sample.negative)
-    chances = np.zeros(len(ranking.levels))
+    chances = np.zeros(len(levels))
     if labelled.any():
-        chances[usable] = isotonic(
-            ranking.levels[labelled], sample.positive[labelled], ranking.levels[usable]
-        )
+        chances[usable] = isotonic(levels[labelled], sample.positive[labelled], levels[usable])
     return chances
 
 
@@ -275,11 +249,8 @@ def _result(
     bound: float | None,
 ) -> Result:
     accepted = (region & ~sample.negative & ~sample.refused) | sample.positive
-    status = Status.CERTIFIED
-    if bound is None:
-        status = Status.INFEASIBLE_BUDGET
-        if not (np.isfinite(scores).any(axis=1) & ~sample.asked).any():
-            status = Status.CERTIFIED  # every label is known
+    complete = not (np.isfinite(scores).any(axis=1) & ~sample.asked).any()
+    status = Status.INFEASIBLE_BUDGET if bound is None and not complete else Status.CERTIFIED
     bound = 1.0 if bound is None else bound  # only labelled positives are accepted then
     return Result(
         guarantee=guarantee,

@@ -1,16 +1,16 @@
-"""Labels to thresholds that keep recall: where to stop drawing, and what to do with the rest."""
+"""Calibration of recall: how long to draw, the thresholds, and what else to label."""
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 
-from tiers.calibration.draws import Floats, Ids, most_positives
+from tiers.calibration.draws import Floats, Ids, lowest, most_positives
 from tiers.calibration.guarantee import (
     UNKNOWN,
+    Asking,
     Guarantee,
     Labels,
     Mask,
@@ -19,32 +19,30 @@ from tiers.calibration.guarantee import (
     Sample,
     Status,
     Thresholds,
+    unread,
 )
-from tiers.calibration.path import JointPath, Survival, learn_path
+from tiers.calibration.path import JointPath, learn_path
 from tiers.calibration.recall_test import (
     COUNT_SHARE,
     best_kth,
     bound_of_kth,
-    failure,
     level,
     positives_needed,
-    turning_points,
+    worst_failure,
 )
 
 PILOT_SHARE = 0.3
 PILOT_POSITIVES = 20
 """A pilot that has found so many positives knows the tiers well enough."""
 LOOKS = 10
-"""Fixed points of the draw at which the number of positives is bounded; the best counts."""
+"""Fixed points of the draw at which the number of positives is bounded; the best bound counts."""
 SEPARATION = 2.0
-"""How far two normal score curves are assumed apart to plan the end of the draw; nothing else."""
-
-Steps = Generator[Ids, Labels, Result]
+"""Assumed distance of two normal score curves, only to decide how long to draw."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A random draw so far, in its order. What may be decided from it before the test: counts."""
+    """A random draw so far, in its order. Before the test, decisions follow from its counts."""
 
     population: int
     looks: tuple[int, ...]
@@ -52,7 +50,7 @@ class Draw:
 
     @property
     def drawn(self) -> int:
-        """Items with a label; one for which none can be had leaves the population."""
+        """Items with a label; an item that cannot be labelled leaves the population."""
         return int((self.labels != UNKNOWN).sum())
 
     @property
@@ -60,7 +58,7 @@ class Draw:
         return int((self.labels == 1).sum())
 
     def most(self, risk: float) -> int:
-        """Positives of the population, exceeded with probability at most `risk` in all.
+        """Upper bound on the positives of the population; it fails with probability `risk`.
 
         The draw stops when its counts say so, hence the bound is taken at points fixed before.
         """
@@ -70,32 +68,28 @@ class Draw:
             if look <= len(self.labels):
                 seen = self.labels[:look]
                 drawn, found = int((seen != UNKNOWN).sum()), int((seen == 1).sum())
-                most = min(most, _most(population, drawn, found, risk / len(self.looks)))
+                most = min(most, most_positives(population, drawn, found, risk / len(self.looks)))
         return most
 
 
 @dataclass(frozen=True)
 class OrderTest:
-    """The order-statistic test as it will be made: the `kth` lowest of the first `drawn` positives.
+    """The test on order statistics: the `kth` lowest of the first `drawn` positives.
 
-    All positives found beyond the first `drawn` are known, which is worth more than a slightly
-    larger sample. Both numbers come from counts alone.
+    All positives beyond the first `drawn` count as known, which is worth more than a slightly
+    larger sample. All numbers come from counts alone.
     """
 
     kth: int
     drawn: int
     most: int
+    """Upper bound on the positives of which `drawn` are a random draw."""
     known: int
 
     @property
     def lost_share(self) -> float:
         """Share of the positives that the threshold is expected to lose."""
         return self.kth / (self.drawn + 1)
-
-
-@lru_cache(maxsize=10_000)
-def _most(population: int, drawn: int, found: int, risk: float) -> int:
-    return most_positives(population, drawn, found, risk)
 
 
 @lru_cache(maxsize=10_000)
@@ -107,34 +101,28 @@ def plan_test(found: int, most: int, known: int, target: float, delta: float) ->
         most: upper bound on the positives in the population of the draw.
         known: positives known before the draw.
         target: recall.
-        delta: all that may be spent, the bound included.
+        delta: probability of failure of the test and of the upper bound together.
     """
     risk = level(delta)
     kth = best_kth(found, most, target, risk, known=known)
-    low, high = kth if kth else found, found
-    while low < high:
-        middle = (low + high) // 2
-        spare = found - middle
-        rest = turning_points(middle, most - spare, target, known + spare)
-        worst = failure(kth, middle, rest, target, known=known + spare).max()
-        low, high = (low, middle) if worst <= risk else (middle + 1, high)
-    return OrderTest(kth, low, most - (found - low), known + found - low)
+
+    def passes(drawn: int) -> bool:
+        spare = found - drawn
+        return worst_failure(kth, drawn, most - spare, target, known=known + spare) <= risk
+
+    drawn = lowest(kth, found, passes) if kth else found
+    return OrderTest(kth, drawn, most - (found - drawn), known + found - drawn)
 
 
-@lru_cache(maxsize=1_000)
-def _needed(target: float, delta: float, kth: int) -> int:
-    return positives_needed(target, delta, kth)
-
-
-def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> Steps:
+def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> Asking[Result]:
     """Ask for labels, then decide. See docs/guarantees.md, section "Recall"."""
     order = np.random.default_rng(guarantee.seed).permutation(len(scores))
     path, rest = yield from _pilot(scores, order, guarantee, sample)
     known = int(sample.positive.sum())
     draw, test = yield from _draw(rest, known, sample, guarantee, scores.shape[1])
-    complete = not (~sample.asked).any()
+    complete = bool(sample.asked.all())
     if complete:
-        # Every label is known: the thresholds need not lean on them.
+        # Every label is known, so the thresholds need no labelled positives below them.
         risk = level(guarantee.delta)
         kth = best_kth(test.drawn, test.most, guarantee.target, risk, known=test.known, kept=False)
         test = replace(test, kth=kth)
@@ -148,12 +136,10 @@ def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> St
 
 def _pilot(
     scores: Floats, order: Ids, guarantee: Guarantee, sample: Sample
-) -> Generator[Ids, Labels, tuple[JointPath, Ids]]:
-    """With several tiers: labels to learn the path from. They leave the population of the test."""
+) -> Asking[tuple[JointPath, Ids]]:
+    """The path, and the population of the draw: several tiers need labels to learn the path."""
     tiers = scores.shape[1]
-    if tiers == 1:
-        return JointPath((Survival(np.zeros(0), 1.0),), (1.0,)), order
-    end, most = 0, min(int(PILOT_SHARE * guarantee.budget), len(order))
+    end, most = 0, min(int(PILOT_SHARE * guarantee.budget), len(order)) if tiers > 1 else 0
     while end < most and sample.positive.sum() < PILOT_POSITIVES:
         step = max(_labels_until(PILOT_POSITIVES, int(sample.positive.sum()), end), 8)
         yield from sample.ask(order[end : min(end + step, most)])
@@ -165,17 +151,15 @@ def _pilot(
 
 def _draw(
     rest: Ids, known: int, sample: Sample, guarantee: Guarantee, tiers: int
-) -> Generator[Ids, Labels, tuple[Draw, OrderTest]]:
-    """Draw until another label promises less than it costs, by counts alone."""
+) -> Asking[tuple[Draw, OrderTest]]:
+    """Draw until another label costs more than it is expected to save, by counts alone."""
     budget = max(min(sample.left, len(rest)), 0)
     looks = tuple(sorted({math.ceil(budget * look / LOOKS) for look in range(1, LOOKS + 1)} - {0}))
     risk = COUNT_SHARE * guarantee.delta
     grain = max(budget // 50, 1)
     draw = Draw(len(rest), looks, np.zeros(0, np.int8))
     while True:
-        test = plan_test(
-            draw.found, draw.most(risk), known, guarantee.target, guarantee.delta
-        )  # fmt: skip
+        test = plan_test(draw.found, draw.most(risk), known, guarantee.target, guarantee.delta)
         left = budget - len(draw.labels)
         if left == 0:
             return draw, test
@@ -197,23 +181,23 @@ def _labels_until(wanted: int, found: int, drawn: int) -> int:
 def next_stop(
     draw: Draw, test: OrderTest, budget: int, guarantee: Guarantee, *, clean: bool
 ) -> int:
-    """Positives at which to look again; those found already, if it is best to stop now.
+    """Positives after which to decide again; those found already, if it is best to stop now.
 
     Args:
         draw: the draw so far.
         test: what could be tested now.
         budget: labels for the draw, and for cleaning after it.
         guarantee: the promise.
-        clean: whether labels left over clean the kept set. Else all that is kept costs a label,
-            and so does every item drawn.
+        clean: whether labels left over clean the kept set. Otherwise each kept candidate costs a
+            label, and so does each drawn one.
     """
-    first = _needed(guarantee.target, guarantee.delta, test.kth + 1)
+    first = positives_needed(guarantee.target, guarantee.delta, test.kth + 1)
     if test.kth == 0:
         return max(first, draw.found + 1)
     share = (draw.found + 0.5) / (draw.drawn + 1)
     best, wanted = _waste(draw, draw.drawn, test.lost_share, budget, share, clean), draw.found
     for kth in range(test.kth + 1, test.kth + 9):
-        needed = _needed(guarantee.target, guarantee.delta, kth)
+        needed = positives_needed(guarantee.target, guarantee.delta, kth)
         drawn = draw.drawn + (needed - draw.found) / share
         if drawn > budget:
             break
@@ -224,7 +208,7 @@ def next_stop(
 
 
 def _waste(draw: Draw, drawn: float, lost: float, budget: int, share: float, clean: bool) -> float:
-    """What a stop after `drawn` labels is expected to leave: false positives, or labels to pay."""
+    """Expected after a stop at `drawn` labels: false positives, or labels still to pay."""
     normal = NormalDist()
     passed = normal.cdf(normal.inv_cdf(1 - min(lost, 0.999)) - SEPARATION)
     if clean:
@@ -235,38 +219,27 @@ def _waste(draw: Draw, drawn: float, lost: float, budget: int, share: float, cle
 
 
 def _thresholds(scores: Floats, path: JointPath, drawn: Ids, kth: int) -> tuple[Thresholds, ...]:
-    """Only here are the scores of drawn positives looked at."""
+    """The only place that reads scores of drawn positives."""
     if kth == 0:
         return tuple(Thresholds() for _ in range(scores.shape[1]))
-    lowest = np.sort(path.level_of(scores)[drawn])[kth - 1]
-    return path.thresholds(scores, float(lowest))
+    cut = np.sort(path.level_of(scores)[drawn])[kth - 1]
+    return path.thresholds(scores, float(cut))
 
 
 def kept_by(scores: Floats, thresholds: tuple[Thresholds, ...]) -> Mask:
-    """(n,) candidates that no tier rejects, one after the other.
-
-    A tier without a score sends to a person, so that no later tier rejects.
-    """
-    rejected = np.zeros(len(scores), np.bool_)
-    unread = np.zeros(len(scores), np.bool_)
-    for tier, threshold in enumerate(thresholds):
-        unread |= np.isnan(scores[:, tier])
-        if threshold.reject_below is not None:
-            rejected |= ~unread & (scores[:, tier] < threshold.reject_below)
-    return ~rejected
+    """(n,) candidates that none of the tiers rejects, one tier after the other."""
+    reached = scores[:, : len(thresholds)]
+    lowest_kept = np.array([one.lowest_kept for one in thresholds])
+    rejected = ~unread(reached) & (reached < lowest_kept)
+    return ~np.asarray(rejected.any(axis=1), np.bool_)
 
 
 def _clean(
-    scores: Floats,
-    path: JointPath,
-    thresholds: tuple[Thresholds, ...],
-    sample: Sample,
-) -> Generator[Ids, Labels, None]:
+    scores: Floats, path: JointPath, thresholds: tuple[Thresholds, ...], sample: Sample
+) -> Asking[None]:
     """Spend what is left on the kept candidates that are most likely false, the lowest first."""
-    kept = kept_by(scores, thresholds) & ~sample.asked
-    ids = np.flatnonzero(kept)
-    levels = path.level_of(scores)[ids]
-    yield from sample.ask(ids[np.argsort(levels, kind="stable")])
+    ids = np.flatnonzero(kept_by(scores, thresholds) & ~sample.asked)
+    yield from sample.ask(ids[np.argsort(path.level_of(scores)[ids], kind="stable")])
 
 
 def _evidence(draw: Draw, test: OrderTest, known: int, delta: float) -> RecallEvidence:
@@ -297,12 +270,11 @@ def _result(
     risk = level(guarantee.delta)
     bound = bound_of_kth(*test, risk, known=evidence.positives_known)
     done = complete and not sample.refused.any()
-    certified = evidence.kth > 0 or done
     kept = kept_by(scores, thresholds)
     accepted = (kept & ~sample.negative) | sample.positive | sample.refused
     return Result(
         guarantee=guarantee,
-        status=Status.CERTIFIED if certified else Status.INFEASIBLE_BUDGET,
+        status=Status.CERTIFIED if evidence.kth or done else Status.INFEASIBLE_BUDGET,
         thresholds=thresholds,
         accepted=accepted,
         promoted=accepted & ~sample.positive,

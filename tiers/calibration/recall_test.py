@@ -1,10 +1,10 @@
-"""Recall: the exact order-statistic test, its inversion, and the floor below which nobody can go.
+"""Recall: the exact order-statistic test, its inversion, and the fewest positives that pass it.
 
 The test (certifying recall by order statistics of a random sample of positives: Lewis, Yang and
 Frieder 2021, arXiv:2108.12746; here exact, without replacement). Of P positives x were drawn at
 random. Keep everything from the k-th lowest drawn positive upwards, and every labelled positive.
 If that positive is the R-th lowest of all P, the kept set misses R - k. With a misses allowed, it
-fails exactly if fewer than k of the lowest a + k positives were drawn, which has the probability
+fails exactly if fewer than k of the lowest a + k positives were drawn. That has the probability
 of a hypergeometric draw and depends on no score.
 """
 
@@ -13,15 +13,16 @@ from functools import lru_cache
 import numpy as np
 import scipy
 
-from tiers.calibration.draws import Floats, Ids, chance_of_at_most, exact
+from tiers.calibration.draws import Floats, Ids, chance_of_at_most, exact, highest
 
 COUNT_SHARE = 0.005
-"""Share of delta spent on the upper bound of the number of positives. As small as this, 22 drawn
-positives still certify recall 0.9 at delta 0.1, and 45 certify 0.95, as in the unbounded case."""
+"""Share of delta spent on the upper bound of the number of positives. It is so small that 22 drawn
+positives still certify recall 0.9 at delta 0.1, and 45 certify 0.95, as if the number were known.
+"""
 
 
 def level(delta: float) -> float:
-    """What is left of delta for the order-statistic test, beside `COUNT_SHARE`.
+    """The part of delta for the order-statistic test, beside `COUNT_SHARE`.
 
     The test may fail with this probability where the bound on the positives holds, and with any
     probability where it does not: d + (1 - d) * level = delta.
@@ -54,17 +55,19 @@ def failure(
     return np.where(below > rest, 0.0, chance)
 
 
-def turning_points(drawn: int, most: int, target: float, known: int = 0) -> Ids:
-    """(n,) the numbers of positives in [drawn, most] at which `failure` can be largest.
+def worst_failure(
+    kth: int, drawn: int, most: int, target: float, *, known: int = 0, kept: bool = True
+) -> float:
+    """The largest `failure` for any number of positives from `drawn` to `most`.
 
-    Between two jumps of the allowed misses it grows with the number of positives, so the last
-    number before each jump and the largest number of all are the only ones to check.
+    Between two jumps of the allowed misses it grows with the number of positives, so only the last
+    number before each jump and the largest number of all are computed.
     """
     share = 1 - exact(target)
     jumps = np.arange(int(allowed_misses(known + most, target)) + 1)
     before = -(-(jumps + 1) * share.denominator // share.numerator) - 1 - known
-    inside = before[(before >= drawn) & (before < most)]
-    return np.append(inside, most)
+    rest = np.append(before[(before >= drawn) & (before < most)], most)
+    return float(failure(kth, drawn, rest, target, known=known, kept=kept).max())
 
 
 def best_kth(
@@ -80,13 +83,11 @@ def best_kth(
         known: positives known before the draw.
         kept: whether labelled positives are kept whatever their score.
     """
-    rest = turning_points(drawn, most, target, known)
-    low, high = 0, drawn
-    while low < high:
-        middle = (low + high + 1) // 2
-        worst = failure(middle, drawn, rest, target, known=known, kept=kept).max()
-        low, high = (middle, high) if worst <= risk else (low, middle - 1)
-    return low
+    return highest(
+        0,
+        drawn,
+        lambda kth: worst_failure(kth, drawn, most, target, known=known, kept=kept) <= risk,
+    )
 
 
 @lru_cache(maxsize=10_000)
@@ -99,20 +100,18 @@ def bound_of_kth(
     """
     if kth == 0:
         return 1.0
-    low, high = 0, 9_999
-    while low < high:
-        middle = (low + high + 1) // 2
-        target = middle / 10_000
-        rest = turning_points(drawn, most, target, known)
-        worst = failure(kth, drawn, rest, target, known=known, kept=kept).max()
-        low, high = (middle, high) if worst <= risk else (low, middle - 1)
-    return low / 10_000
+
+    def passes(recall: int) -> bool:
+        return worst_failure(kth, drawn, most, recall / 10_000, known=known, kept=kept) <= risk
+
+    return highest(0, 9_999, passes) / 10_000
 
 
+@lru_cache(maxsize=1_000)
 def positives_needed(target: float, delta: float, kth: int = 1) -> int:
     """Drawn positives that certify recall with the `kth` lowest as threshold, in any population.
 
-    The floor of every method without an assumption on the scores: target ** x <= delta for k = 1.
+    No method that assumes nothing about the scores needs fewer: target ** x <= delta for k = 1.
     """
     drawn, risk = kth, level(delta)
     while scipy.special.bdtr(kth - 1, drawn, 1 - target) > risk:

@@ -1,6 +1,6 @@
-"""How far scores are probabilities: tables and curves for people and for planning.
+"""How far scores are probabilities: figures for people, and curves for planning.
 
-No threshold with a guarantee depends on anything here.
+No guarantee depends on anything here.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Bin:
 
 
 def reliability_table(scores: Floats, positive: Mask, bins: int = 10) -> list[Bin]:
-    """Scores against what they should mean, in bins of equal width.
+    """Mean score and share of positives, in bins of equal width.
 
     DeGroot and Fienberg 1983, doi:10.2307/2987588.
 
@@ -40,15 +40,9 @@ def reliability_table(scores: Floats, positive: Mask, bins: int = 10) -> list[Bi
     for row in range(bins):
         inside = place == row
         count = int(inside.sum())
-        rows.append(
-            Bin(
-                low=row / bins,
-                high=(row + 1) / bins,
-                count=count,
-                mean_score=float(scores[inside].mean()) if count else None,
-                positive_share=float(positive[inside].mean()) if count else None,
-            )
-        )
+        score = float(scores[inside].mean()) if count else None
+        share = float(positive[inside].mean()) if count else None
+        rows.append(Bin(row / bins, (row + 1) / bins, count, score, share))
     return rows
 
 
@@ -126,8 +120,8 @@ def platt(scores: Floats, labelled: Mask, positive: Mask) -> Floats:
 def cross_fitted(scores: Floats, positive: Mask) -> dict[str, Floats]:
     """(n,) what `platt` and `isotonic` make of the scores; each half by the other half's curve.
 
-    A curve that was judged by the labels it was fitted to would look better than it is. Empty for
-    fewer than two scores.
+    By the labels that it was fitted to, a curve would look better than it is. Empty for fewer than
+    two scores.
 
     Args:
         scores: (n,) in [0, 1], without NaN.
@@ -146,8 +140,8 @@ def cross_fitted(scores: Floats, positive: Mask) -> dict[str, Floats]:
 def cohen_kappa(first: Mask, second: Mask) -> float:
     """Agreement of two reviewers beyond chance, in [-1, 1]: 1 is perfect, 0 is chance.
 
-    Cohen 1960, doi:10.1177/001316446002000104. Where chance alone would agree always, because
-    both gave one and the same answer throughout, it is 1.
+    Cohen 1960, doi:10.1177/001316446002000104. It is 1 where both give the same answer about all
+    candidates, although chance would agree as well.
 
     Args:
         first: (n,) one reviewer's answers.
