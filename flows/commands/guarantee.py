@@ -211,7 +211,7 @@ def decide(
         store.runs.finish(run.id, *how_it_stands(store, run))
     finished = summary(store, run)
     if as_json:
-        print_json(finished)
+        print_json(finished.as_json())
     else:
         show(finished, out)
         if finished.pending:

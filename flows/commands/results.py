@@ -55,7 +55,7 @@ def status(
 
     finished = summary(store, store.runs.find(run_key))
     if as_json:
-        print_json(finished)
+        print_json(finished.as_json())
     else:
         show(finished, out)
 

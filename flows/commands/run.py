@@ -43,7 +43,7 @@ def run(
         load_screen(file), database, key=key, limit=limit, allow_shrink=allow_shrink
     )
     if as_json:
-        print_json(finished)
+        print_json(finished.as_json())
     else:
         show(finished, out)
         _next_steps(finished.run, same_database(database))

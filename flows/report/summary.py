@@ -1,7 +1,8 @@
 """What a run amounts to: one JSON object, a table for people, a page for the Prefect UI."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -76,6 +77,13 @@ class Summary:
     audit: RunAudit | None
     whole_seconds: float | None = None
     """From the start of the command to its end, where a command has just run it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As `--json` prints it: `whole_seconds` only where it was measured."""
+        told = asdict(self)
+        if self.whole_seconds is None:
+            del told["whole_seconds"]
+        return told
 
 
 def summary(store: Store, run: Run) -> Summary:
