@@ -291,3 +291,46 @@ def test_a_reservation_is_replaced_by_what_was_charged():
     assert budget.pays_for(0, 1) == 100_000 - 503 - 101 - 50
     opened.hold(5, 1_000, PRICE)
     assert opened.reserved[1] == int(2_000 * 0.25 * 1.05) + 3
+
+
+def test_machines_are_paid_by_the_second_and_added_to_what_was_paid(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("flows.run.budget.time.monotonic", lambda: now[0])
+    budget = Budget(BudgetSection(usd=10), "the budget", [Spent(0, 1.0, 0.0, 0)])
+    meter = budget.start(3_600.0)  # a dollar a second
+    now[0] += 5
+    budget.stop(meter)
+    assert budget.pays_for(1, 0) == 4
+    budget.start(3_600.0)
+    now[0] += 3
+    assert budget.reserve(0.99, 0) is None
+    assert "used up" in str(budget.reserve(0.02, 0))
+    hours = Budget(BudgetSection(hours=1), "the budget", [Spent(0, 0.0, 1_800.0, 0)])
+    hours.start(0.0)
+    now[0] += 1_799
+    assert hours.reserve(0, 0) is None
+    now[0] += 1
+    assert "used up" in str(hours.reserve(0, 0))
+
+
+def test_once_closed_nobody_is_let_through_and_every_budget_gets_its_money_back():
+    whole = Budget(BudgetSection(usd=1.0), "the run's budget", NOTHING)
+    small = Budget(BudgetSection(tokens=10), "the tier's budget", NOTHING)
+    opened = Admission([whole, small], PRICE, None, "rubric")
+    assert not opened.admit(Candidate(1, "x" * 1_000))
+    assert whole.pays_for(0.1, 0) == 10
+    assert not opened.admit(Candidate(2, ""))
+    assert "the tier's budget" in str(opened.closed)
+    assert opened.reopen()
+    assert not opened.reopen()
+
+
+def test_what_is_reserved_is_left_for_those_that_are_to_be_promoted():
+    paid = Spent(3_000, 0.0, 0.0, 30)
+    budgets = budgets_of({"budget": {"tokens": 10_000}}, paid)
+    admission = budgets.admission(1)
+    assert admission is not None
+    before = budgets.affordable(1, paid, 0)
+    assert before == 30 + int(7_000 / (100 * 1.1))
+    assert admission.admit(Candidate(1, "x" * 4_000))
+    assert budgets.affordable(1, paid, 0) == before
