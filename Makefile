@@ -5,12 +5,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt requirements/llama.py
 
-.PHONY: demo test quick test-vllm check install install-dev clean help
+.PHONY: demo test quick mutants test-vllm check install install-dev clean help
 
 help:
 	@echo "make demo   screen 2,000 made-up applicants through three small models"
 	@echo "make test   lint, types, contracts and the whole test suite"
 	@echo "make quick  lint, types, contracts and the tests that start no process, server or model"
+	@echo "make mutants  break the four modules on which most depends, and count what no test notices"
 	@echo "make test-vllm   the vLLM backend against a real vLLM on the processor, in .venv-vllm"
 	@echo "make clean  remove .venv, .venv-vllm and tamis-data"
 
@@ -22,6 +23,12 @@ test: check
 
 quick: check
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow"
+
+mutants: .venv/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]' -c constraints.txt
+	@rm -rf mutants
+	@$(BIN)/mutmut run --max-children 2
+	@$(BIN)/mutmut results
 
 test-vllm: .venv-vllm/.ready
 	@echo "starting four engines one after the other, some 20 s each on an idle machine"
