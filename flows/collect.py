@@ -10,7 +10,7 @@ from db.batches import BY_HAND
 from db.engine import check_ready, open_engine
 from db.store import Batch, BatchState, DatabaseError, RunState, Store, StoreError
 from flows.owner import state_of
-from flows.run.batch import kept_reason
+from flows.run.batch import noted
 from flows.run.screening import screen_candidates
 from flows.settings import Settings, load_keys
 from tiers.opening import open_batch
@@ -93,14 +93,7 @@ def look(store: Store, batch: Batch) -> BatchState:
             remote = server.look(batch.remote_id)
     except TryLater:
         return batch.state
-    return store.batches.change(
-        batch.id,
-        remote_state=remote.state,
-        reason=kept_reason(batch, remote),
-        output_file=remote.output_file,
-        error_file=remote.error_file,
-        **({"state": BatchState.ENDED} if remote.ended else {}),
-    ).state
+    return noted(store.batches, batch, remote).state
 
 
 def cancel(store: Store, batch: Batch, *, forget: bool) -> Batch:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from db.batches import BY_HAND
+from db.batches import BY_HAND, Batches
 from db.store import Batch, BatchState, TierState
 from flows.progress import Display, say
 from flows.run.judging import PAGE, TierWork, record
@@ -122,14 +122,7 @@ class BatchRun:
             batch = found
         if batch.state is BatchState.SUBMITTED and batch.remote_id is not None:
             remote = server.look(batch.remote_id)
-            batch = self._batches.change(
-                batch.id,
-                remote_state=remote.state,
-                reason=kept_reason(batch, remote),
-                output_file=remote.output_file,
-                error_file=remote.error_file,
-                **({"state": BatchState.ENDED} if remote.ended else {}),
-            )
+            batch = noted(self._batches, batch, remote)
         if batch.state is BatchState.ENDED:
             self._collect(server, batch)
 
@@ -320,10 +313,17 @@ class BatchRun:
         say(f"{self._work.name}: sent batch {batch.id}, {len(file.text_ids):,} lines", self._shown)
 
 
-def kept_reason(batch: Batch, remote: RemoteBatch) -> str | None:
-    """Why a batch ended: the server's reason, unless a person stopped it."""
+def noted(batches: Batches, batch: Batch, remote: RemoteBatch) -> Batch:
+    """The batch with what the server says of it now; a person's word on its end stays."""
     stopped = (batch.reason or "").endswith(BY_HAND)
-    return batch.reason if stopped else remote.reason
+    return batches.change(
+        batch.id,
+        remote_state=remote.state,
+        reason=batch.reason if stopped else remote.reason,
+        output_file=remote.output_file,
+        error_file=remote.error_file,
+        **({"state": BatchState.ENDED} if remote.ended else {}),
+    )
 
 
 def _chain(first: Candidate, rest: Iterator[Candidate]) -> Iterator[Candidate]:
