@@ -1,6 +1,7 @@
 """Runs: opened, found, held by one process at a time, and how they stand."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -155,6 +156,18 @@ class Runs(Noun):
         with self._reading() as connection:
             rows = connection.execute(_RUNS.order_by(RunRow.id.desc()).limit(limit)).mappings()
             return [_as_status(row, _account(connection, row["id"])) for row in rows.all()]
+
+    def shards(self, key: str) -> list[RunStatus]:
+        """The parts of a run that was split by `--shard`, in order; empty where it was not."""
+        parts = _RUNS.where(RunRow.key.like(f"{key}-%of%")).order_by(RunRow.id)
+        with self._reading() as connection:
+            rows = [
+                row
+                for row in connection.execute(parts).mappings()
+                if re.fullmatch(rf"{re.escape(key)}-[0-9]+of[0-9]+", row["key"])
+            ]
+            rows.sort(key=lambda row: int(row["key"].rpartition("-")[2].partition("of")[0]))
+            return [_as_status(row, _account(connection, row["id"])) for row in rows]
 
     def status(self, run_id: int) -> RunStatus:
         """One run and how it stands."""

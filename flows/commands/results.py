@@ -53,6 +53,9 @@ def status(
         return
     from flows.report.summary import show, summary
 
+    if shards := store.runs.shards(run_key):
+        print_rows([_status_row(status) for status in shards], as_json, empty="")
+        return
     finished = summary(store, store.runs.find(run_key))
     if as_json:
         print_json(finished.as_json())

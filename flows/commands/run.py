@@ -29,6 +29,10 @@ def run(
     database: Database = None,
     key: Annotated[str | None, typer.Option(help="Name of the run; the same key goes on.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only part I of N, as a run of its own: 2/8."),
+    ] = None,
     allow_shrink: AllowShrink = False,
     as_json: AsJson = False,
 ) -> None:
@@ -39,9 +43,14 @@ def run(
     from flows.report.summary import show
     from tiers.screenfile.file import load_screen
 
-    finished = screen_once(
-        load_screen(file), database, key=key, limit=limit, allow_shrink=allow_shrink
-    )
+    definition = load_screen(file)
+    if shard is not None:
+        from flows.run.screening import of_shard
+
+        if key is None:
+            fail("a shard needs the name that all shards share; write --key monday --shard 2/8")
+        definition, key = of_shard(definition, shard, key)
+    finished = screen_once(definition, database, key=key, limit=limit, allow_shrink=allow_shrink)
     if as_json:
         print_json(finished.as_json())
     else:

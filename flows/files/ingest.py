@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
+from hashlib import blake2b
 from itertools import chain, islice
 from typing import Any
 
@@ -184,9 +185,24 @@ def _chunks_of_sources(
     read = 0
     for source in sources(candidates.source):
         records = islice(_checked(source, candidates), None if limit is None else limit - read)
-        for chunk in _chunks(to_rows(records, candidates, source.name)):
+        rows = _of_shard(to_rows(records, candidates, source.name), candidates.shard)
+        for chunk in _chunks(rows):
             yield source.name, chunk
             read += len(chunk)
+
+
+def _of_shard(rows: Iterator[Row | BadRow], shard: str | None) -> Iterator[Row | BadRow]:
+    """The rows of one part, the same on every machine; rows without a key belong to the first."""
+    if shard is None:
+        return rows
+    part, parts = map(int, shard.split("/"))
+
+    def place(row: Row | BadRow) -> int:
+        if isinstance(row, BadRow):
+            return 1
+        return int.from_bytes(blake2b(row.key.encode(), digest_size=8).digest()) % parts + 1
+
+    return (row for row in rows if place(row) == part)
 
 
 def _stored(fields: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,8 @@
 Resume is a query: what has no judgement is judged, whoever stopped before and however.
 """
 
+from pydantic import ValidationError
+
 from db.engine import check_ready, open_engine
 from db.store import Run, RunState, Store, opened_store
 from flows.files.after import write_after
@@ -19,10 +21,11 @@ from flows.run.session import open_run, opened
 from flows.settings import Settings, load_keys
 from tiers.opening import inspect
 from tiers.prices import check_prices, price_of
-from tiers.screenfile.file import Screen
+from tiers.screenfile.faults import ScreenError
+from tiers.screenfile.file import Candidates, Screen
 from tiers.screenfile.tiers import RemoteTier
 from tiers.tier import job_of
-from tiers.types import Price
+from tiers.types import Price, TierError
 
 ROUNDS = 4
 """How often a budget that left something over is spent on more candidates."""
@@ -39,6 +42,7 @@ def prepare(definition: Screen, key: str | None, *, to_calibrate: bool = False) 
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
     check_prices(definition)
     url = Settings().database()
+    _check_shard(definition, url)
     check_ready(url)
     check_input(definition.candidates)
     for position in range(len(definition.tiers)):
@@ -51,6 +55,49 @@ def prepare(definition: Screen, key: str | None, *, to_calibrate: bool = False) 
         return open_run(store, definition, key).key
     finally:
         engine.dispose()
+
+
+def of_shard(definition: Screen, shard: str, key: str) -> tuple[Screen, str]:
+    """The screen of one part of the candidates, and the key of that part's run.
+
+    Raises:
+        ScreenError: this is no part, such as 9/8.
+    """
+    try:
+        given = definition.candidates.model_dump(by_alias=True) | {"shard": shard}
+        candidates = Candidates.model_validate(given)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ScreenError("--shard", [f"'{shard}': {said}; write --shard 2/8"]) from error
+    part = definition.model_copy(update={"candidates": candidates})
+    return part, f"{key}-{shard.replace('/', 'of')}"
+
+
+def _check_shard(definition: Screen, url: str) -> None:
+    """Refuse what a part of the candidates cannot do.
+
+    Raises:
+        TierError: a policy ranks over all, a promise is about all, or the database is for one
+            machine.
+    """
+    if definition.candidates.shard is None:
+        return
+    ranking = [tier.name for i, tier in enumerate(definition.tiers) if definition.policy(i).ranks]
+    if ranking:
+        raise TierError(
+            f"tier '{ranking[0]}' ranks its candidates, and a shard sees a part of them: the best "
+            "of a part are not the best of all; write reject_below and accept_above instead"
+        )
+    if definition.guarantee is not None:
+        raise TierError(
+            "a guarantee is about all candidates, and a shard sees a part of them: calibrate on "
+            "one machine, write the thresholds into the tiers' policies, and leave guarantee out"
+        )
+    if url.startswith("sqlite"):
+        raise TierError(
+            "shards are for several machines, and SQLite is for one: give all of them the same "
+            "--database postgresql://..., or leave --shard out"
+        )
 
 
 def screen_candidates(

@@ -60,6 +60,21 @@ class Candidates(Section):
     """Jinja2 template of what a judge reads; without it, every column but the key, as
     `name: value`."""
 
+    shard: str | None = Field(None, pattern=r"^[0-9]{1,4}/[0-9]{1,4}$")
+    """Only a part of them, by a hash of the key: `2/8` is the second of eight parts."""
+
+    @field_validator("shard")
+    @classmethod
+    def _part(cls, shard: str | None) -> str | None:
+        if shard is not None:
+            part, parts = map(int, shard.split("/"))
+            if not 1 <= part <= parts:
+                raise ValueError(
+                    f"'{shard}' is no part of the whole; write a number from 1 to {parts} before "
+                    "the slash, such as 1/8"
+                )
+        return shard
+
     @field_validator("text")
     @classmethod
     def _template(cls, text: str | None) -> str | None:
