@@ -11,7 +11,7 @@ help:
 	@echo "make demo   screen 2,000 made-up applicants through three small models"
 	@echo "make test   lint, types, contracts and the whole test suite"
 	@echo "make quick  lint, types, contracts and the tests that start no process, server or model"
-	@echo "make mutants  break the four modules on which most depends, and count what no test notices"
+	@echo "make mutants  break the modules on which most depends, and count what no test notices"
 	@echo "make test-vllm   the vLLM backend against a real vLLM on the processor, in .venv-vllm"
 	@echo "make clean  remove .venv, .venv-vllm and tamis-data"
 
