@@ -201,14 +201,14 @@ def decide(
     if not because.strip():
         fail("the reason is empty; write --because WHY")
     said = {"author": by or getpass.getuser(), "reason": because}
-    with held(store, run):
+    with held(store, run) as hold:
         if policy is not None:
             position = store.policies.use(run.id, policy, **said)
         else:
             position, change = change_of(store, run, str(tier), reject_below, accept_above)
             store.policies.move(run.id, position, change, **said)
         store.verdicts.redecide(run.id, position)
-        store.runs.finish(run.id, *how_it_stands(store, run))
+        store.runs.finish(run.id, *how_it_stands(store, run), attempt=hold.attempt)
     finished = summary(store, run)
     if as_json:
         print_json(finished)

@@ -175,9 +175,12 @@ class TierRun:
         self._step.expect(waiting)
         self._count_next = time.monotonic() + COUNT_SECONDS
         if self._tier is None:
-            self.work.store.tiers.set_state(self.work.run.id, self.work.position, TierState.RUNNING)
             began = time.monotonic()
             self._began = self._began or began
+            work = self.work
+            work.store.tiers.set_state(
+                work.run.id, work.position, TierState.RUNNING, attempt=work.run.attempt
+            )
             if self.work.admission is not None:
                 self.work.admission.start()
             self._tier = open_tier(self.work.job)
@@ -207,6 +210,7 @@ class TierRun:
             self.work.position,
             state,
             reason=reason,
+            attempt=self.work.run.attempt,
             seconds=0.0 if began is None else time.monotonic() - began,
             load_seconds=self._loaded if began and state is TierState.DONE else None,
             prompt_rate=measured.get("prefill"),

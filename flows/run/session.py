@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 from db.engine import check_ready, open_engine
+from db.errors import RunHeld
 from db.store import DatabaseError, InputRefused, Run, RunState, Store, StoreError
 from flows import recorder
 from flows.guarantee.audit import alarm_of
@@ -26,6 +28,21 @@ from tiers.tier import job_of
 from tiers.types import TierError
 
 LOCK_SECONDS = 300.0
+"""Renewed at a third of them; at two thirds without, the holder ends; then others may take over."""
+LOOK_SECONDS = 1.0
+"""How often a holder looks whether its lock is fresh."""
+
+
+class Hold:
+    """A run that this process holds: which attempt at it this is, and whether it has to end."""
+
+    def __init__(self, run: Run, attempt: int) -> None:
+        self.run = run
+        self.attempt = attempt
+        self.renewed = time.monotonic()
+        """When the lock was last seen to be ours: taken before the database was asked."""
+        self.lost: StoreError | None = None
+        """Why the run is no longer ours, or may not be."""
 
 
 @contextmanager
@@ -46,7 +63,12 @@ def opened(
     try:
         store = Store(engine)
         run = open_run(store, definition, key)
-        with ending_on_signals(), working(store, run, definition), display() as shown:
+        with (
+            ending_on_signals(),
+            working(store, run, definition) as hold,
+            display() as shown,
+        ):
+            run = replace(run, attempt=hold.attempt)
             say(f"{doing}run {run.key} of screen {run.screen}", shown)
             for tier in definition.tiers:
                 if isinstance(tier, RemoteTier) and (route := key_route(tier)) is not None:
@@ -72,22 +94,25 @@ def as_config(definition: Screen) -> dict[str, object]:
 
 
 @contextmanager
-def working(store: Store, run: Run, definition: Screen) -> Iterator[None]:
+def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
     """Hold the run's lock; write down how the work on it ended, whatever ended it."""
     began = time.monotonic()
-    with held(store, run):
+    with held(store, run) as hold:
         before = store.runs.status(run.id)
-        store.runs.resume(run.id, as_config(definition))
+        store.runs.resume(run.id, as_config(definition), attempt=hold.attempt)
         state, reason = RunState.FAILED, None
         as_before = False
         try:
-            yield
+            yield hold
             state, reason = how_it_stands(store, run)
         except TierError as error:
             state, reason = RunState.STOPPED, _without_keys(str(error), run)
             raise
         except (KeyboardInterrupt, SystemExit):
             state = RunState.CANCELLED
+            if hold.lost is not None:
+                state, reason = RunState.STOPPED, str(hold.lost)
+                raise hold.lost from None
             raise
         except BaseException as error:
             taken_back = isinstance(error, InputRefused | ScreenError)
@@ -97,30 +122,39 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[None]:
         finally:
             recorder.current().end(state, reason)
             if as_before:
-                store.runs.put_back(before)
+                store.runs.put_back(before, attempt=hold.attempt)
             else:
-                store.runs.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
+                seconds = time.monotonic() - began
+                store.runs.finish(
+                    run.id, state, reason=reason, seconds=seconds, attempt=hold.attempt
+                )
 
 
 @contextmanager
-def held(store: Store, run: Run) -> Iterator[None]:
+def held(store: Store, run: Run) -> Iterator[Hold]:
     """Keep every other process off the run.
 
+    The main thread is interrupted when the lock could not be renewed in time (`Hold.lost`).
+
     Raises:
-        StoreError: another process holds it.
+        RunHeld: another process holds it.
     """
     holder = store.runs.status(run.id).lock_owner
     if holder is not None and is_dead(holder):
         store.runs.unlock(run.id, holder)
-    store.runs.lock(run.id, owner(), seconds=LOCK_SECONDS)
+    hold = Hold(run, store.runs.lock(run.id, owner(), seconds=LOCK_SECONDS))
     over = threading.Event()
-    keeper = threading.Thread(target=_keep_lock, args=(store, run, over), daemon=True)
+    keeper = threading.Thread(target=_keep_lock, args=(store, hold, over), daemon=True)
+    watch = threading.Thread(target=_watch, args=(hold, over), daemon=True)
     keeper.start()
+    watch.start()
     try:
-        yield
+        yield hold
     finally:
         over.set()
-        keeper.join()
+        watch.join()
+        if hold.lost is None:  # else the keeper may wait for a database that is away
+            keeper.join()
         store.runs.unlock(run.id, owner())
 
 
@@ -173,13 +207,37 @@ def _without_keys(text: str, run: Run) -> str:
     return text
 
 
-def _keep_lock(store: Store, run: Run, over: threading.Event) -> None:
+def _keep_lock(store: Store, hold: Hold, over: threading.Event) -> None:
     """Renew the lock however long a block, a model's loading or a reading takes."""
-    while not over.wait(LOCK_SECONDS / 10):
+    pause = LOCK_SECONDS / 3
+    while not over.wait(pause):
+        asked = time.monotonic()
         try:
-            store.runs.renew(run.id, owner(), seconds=LOCK_SECONDS)
+            store.runs.renew(hold.run.id, owner(), seconds=LOCK_SECONDS, attempt=hold.attempt)
         except DatabaseError:
-            continue  # the main thread meets the same trouble, and tells it
-        except StoreError:
-            recorder.stop_main()  # another process took the run over: leave it to that one
+            pause = LOCK_SECONDS / 30  # again soon: the main thread may not need the database
+        except StoreError as taken:
+            _give_up(hold, taken)
             return
+        else:
+            hold.renewed, pause = asked, LOCK_SECONDS / 3
+
+
+def _watch(hold: Hold, over: threading.Event) -> None:
+    """End the work before another process may begin it, also where a renewal never comes back."""
+    while not over.wait(min(LOOK_SECONDS, LOCK_SECONDS / 30)):
+        age = time.monotonic() - hold.renewed
+        if age >= LOCK_SECONDS * 2 / 3:
+            lost = RunHeld(
+                f"run '{hold.run.key}': its lock could not be renewed for {age:,.0f} s (the "
+                "database did not answer, or this process stood still), and another process may "
+                "take the run over; what was judged is kept, go on with the same command"
+            )
+            _give_up(hold, lost)
+            return
+
+
+def _give_up(hold: Hold, lost: StoreError) -> None:
+    if hold.lost is None:
+        hold.lost = lost
+        recorder.stop_main()
