@@ -260,6 +260,33 @@ class Runs(Noun):
                 "time and another process took the run over; leave the run to that one"
             )
 
+    def pause(self, run_id: int) -> int:
+        """Ask who works on the run to end, with what was judged; the number of that attempt.
+
+        Raises:
+            StoreError: nobody works on it.
+        """
+        with self._writing() as connection:
+            attempt = connection.scalar(
+                update(RunRow)
+                .where(RunRow.id == run_id, RunRow.lock_until > database_now(connection))
+                .values(pause_attempt=RunRow.attempt)
+                .returning(RunRow.attempt)
+            )
+            run = get(connection, run_id)
+        if attempt is None:
+            raise StoreError(
+                f"run '{run['key']}' is {run['state']}, and nobody works on it, so there is "
+                f"nothing to pause; see: tamis status {run['key']}"
+            )
+        return attempt
+
+    def pause_asked(self, run_id: int, attempt: int) -> bool:
+        """Whether this attempt at the run is asked to end as paused."""
+        query = select(RunRow.pause_attempt).where(RunRow.id == run_id)
+        with self._reading() as connection:
+            return connection.scalar(query) == attempt
+
     def unlock(self, run_id: int, owner: str) -> None:
         """Give the lock back."""
         with self._writing() as connection:
@@ -310,7 +337,8 @@ def _to_resume(
         raise StoreError(
             f"run '{key}' belongs to screen '{row['screen']}' with configuration "
             f"{row['config_hash'][:12]}, but this is screen '{screen}' with configuration "
-            f"{config_hash[:12]}; give another key, or undo the change to the screen"
+            f"{config_hash[:12]}; give another key, undo the change to the screen, or go on as the "
+            f"run began with: tamis resume {key}"
         )
     return row
 
@@ -322,7 +350,7 @@ def _add(
     number = connection.scalar(select(func.count()).where(RunRow.screen == screen)) or 0
     values = {
         "screen": screen,
-        "config": json.dumps(config, sort_keys=True, ensure_ascii=False),
+        "config": _as_json(config),
         "config_hash": config_hash,
         "state": RunState.RUNNING,
         "created_at": now(),
@@ -378,9 +406,14 @@ def _stand(
             state=state,
             reason=reason,
             finished_at=finished,
-            config=json.dumps(config, sort_keys=True, ensure_ascii=False),
+            config=_as_json(config),
         )
     )
+
+
+def _as_json(config: dict[str, Any]) -> str:
+    """The screen with its keys in their order: a model writes the fields of an answer in it."""
+    return json.dumps(config, ensure_ascii=False)
 
 
 def _process(owner: str) -> str:

@@ -58,8 +58,8 @@ def calibrate(
         allow_shrink: let more than half of the run's candidates leave it.
 
     Returns:
-        `run`, `status` (certified, infeasible_budget, refused or waiting) and `message`; once the
-        labels are complete, the certificate.
+        `run`, `status` (certified, infeasible_budget, refused, waiting or paused) and `message`;
+        once the labels are complete, the certificate.
 
     Raises:
         InputRefused: more than half would leave it; the run stands as before.
@@ -73,13 +73,13 @@ def calibrate(
     told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
     with (
         recorded("calibrate", name, tags=[definition.screen], **told),
-        opened(definition, key, "calibrating ") as (store, run, judges, shown),
+        opened(definition, key, "calibrating ") as (store, run, judges, shown, hold),
     ):
         if read:
             read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
         try:
             _plan(Calibration(store, run, definition), shown, anyway=anyway)
-            works = tier_works(definition, store, run, judges)
+            works = tier_works(definition, store, run, judges, hold)
             _score(works, shown)
             calibration = Calibration(store, run, definition)
             _label(calibration, works[-1], shown)
@@ -90,6 +90,8 @@ def calibrate(
             say(str(stop), shown)
             status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
             return {"run": run.key, "status": str(status), "message": str(stop)}
+    message = "paused, as asked for; calibrate again to go on"
+    return {"run": key, "status": "paused", "message": message}
 
 
 class _Refused(Exception):

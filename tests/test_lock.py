@@ -15,17 +15,15 @@ import db.runs
 from db.errors import RunHeld
 from db.query import ask
 from db.store import DatabaseError, RunState, Store, TierState
-from flows.run import session
-from flows.run.session import held
+from flows.run import hold as holding
+from flows.run.hold import held
 
 from .project import Project
 from .test_prefect import judged, until
 from .test_run import tier
 from .test_store import new_run
 
-SHORT = (
-    "import sys, flows.run.session as s; s.LOCK_SECONDS = 3.0; from flows.cli import main; main()"
-)
+SHORT = "import sys, flows.run.hold as h; h.LOCK_SECONDS = 3.0; from flows.cli import main; main()"
 SLOW = tier("only", "accept_above: 0.5", options="seconds: 0.01")
 
 
@@ -88,7 +86,7 @@ def test_who_lost_the_run_writes_no_state_of_it_any_more(store: Store) -> None:
 def test_a_holder_that_cannot_renew_ends_before_another_may_begin(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "LOCK_SECONDS", 3.0)
+    monkeypatch.setattr(holding, "LOCK_SECONDS", 3.0)
 
     def away(*_: Any, **__: Any) -> None:
         raise DatabaseError("the server cannot be reached")
@@ -105,7 +103,7 @@ def test_a_holder_that_cannot_renew_ends_before_another_may_begin(
 def test_a_lock_is_renewed_for_as_long_as_it_is_held(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "LOCK_SECONDS", 1.5)
+    monkeypatch.setattr(holding, "LOCK_SECONDS", 1.5)
     run = new_run(store)
     with held(store, run):
         time.sleep(2.5)

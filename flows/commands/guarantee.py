@@ -34,6 +34,7 @@ CODES = {
     "infeasible_budget": UNKEPT,
     "refused": UNKEPT,
     "waiting": UNFINISHED,
+    "paused": UNFINISHED,
 }
 SHOWN = 20
 
@@ -188,7 +189,8 @@ def decide(
     """
     from flows.guarantee.thresholds import change_of
     from flows.report.summary import show, summary
-    from flows.run.session import held, how_it_stands
+    from flows.run.hold import held
+    from flows.run.session import how_it_stands
 
     store, run = found_run(database, run_key)
     if (tier is None) == (policy is None):

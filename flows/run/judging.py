@@ -10,6 +10,7 @@ from flows.progress import Display, Step, say
 from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
 from flows.run.budget import Admission, Budgets
+from flows.run.hold import Paused
 from tiers.host import open_tier
 from tiers.tier import Interruptible, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
@@ -45,6 +46,8 @@ class TierWork:
     budgets: Budgets | None = field(default=None, repr=False)
     stop: Callable[[], bool] = field(default=lambda: False, repr=False)
     """Whether something else went wrong, so that no new candidate is to be begun."""
+    pausing: Callable[[], bool] = field(default=lambda: False, repr=False)
+    """Whether a person asked for a pause: no new candidate is begun, and then the run ends."""
     follows: bool = False
     """Whether the tier before works at the same time, so that more comes in meanwhile."""
 
@@ -91,8 +94,10 @@ class TierRun:
         """Judge all that waits; `stored` is called after each group that was written.
 
         Raises:
+            Paused: a person asked for it; what was under way is in.
             TierError: the engine cannot be opened, or does not answer the question asked.
         """
+        self._heed_pause()
         check_mass(self.work)  # what an earlier attempt stopped for still holds
         waiting = self.work.waiting()
         if waiting == 0:
@@ -150,6 +155,7 @@ class TierRun:
             with current().block(f"{self.work.name} from {self._done + 1:,}"):
                 block = judge_block(self.work, tier, after, size, self._step, kept)
             self._say_remarks(tier)
+            self._heed_pause()
             if judged == 0 or block.last is None:
                 check_mass(self.work)
                 self.settled = True
@@ -166,6 +172,10 @@ class TierRun:
             after = block.last or 0
             rate = block.judged / max(block.seconds, 1e-3)
             size = max(FIRST_BLOCK, int(rate * BLOCK_SECONDS), waiting // BLOCKS)
+
+    def _heed_pause(self) -> None:
+        if self.work.pausing():
+            raise Paused("paused")
 
     def _open(self, waiting: int) -> Tier:
         self._total = self._done + waiting
@@ -279,7 +289,7 @@ class _Reader:
         ):
             page_end = page[-1].id
             for candidate in page:
-                if work.stop() or (admit is not None and not admit(candidate)):
+                if work.stop() or work.pausing() or (admit is not None and not admit(candidate)):
                     return
                 self.last = candidate.id
                 yield candidate

@@ -10,12 +10,11 @@ from dataclasses import replace
 from types import FrameType
 
 from db.engine import check_ready, open_engine
-from db.errors import RunHeld
-from db.store import DatabaseError, InputRefused, Run, RunState, Store, StoreError
+from db.store import InputRefused, Run, RunState, Store
 from flows import recorder
 from flows.guarantee.audit import alarm_of
-from flows.owner import is_dead, owner
 from flows.progress import Display, display, say
+from flows.run.hold import Hold, Paused, held
 from flows.settings import Settings, load_keys
 from tiers.backends.openai.account import hide, key_route
 from tiers.opening import identity
@@ -27,29 +26,14 @@ from tiers.screenfile.tiers import RemoteTier
 from tiers.tier import job_of
 from tiers.types import TierError
 
-LOCK_SECONDS = 300.0
-"""Renewed at a third of them; at two thirds without, the holder ends; then others may take over."""
-LOOK_SECONDS = 1.0
-"""How often a holder looks whether its lock is fresh."""
-
-
-class Hold:
-    """A run that this process holds: which attempt at it this is, and whether it has to end."""
-
-    def __init__(self, run: Run, attempt: int) -> None:
-        self.run = run
-        self.attempt = attempt
-        self.renewed = time.monotonic()
-        """When the lock was last seen to be ours: taken before the database was asked."""
-        self.lost: StoreError | None = None
-        """Why the run is no longer ours, or may not be."""
-
 
 @contextmanager
 def opened(
     definition: Screen, key: str | None, doing: str = ""
-) -> Iterator[tuple[Store, Run, list[int], Display]]:
-    """Hold a run while it is worked on: its store, itself, its tiers' judges and what is shown.
+) -> Iterator[tuple[Store, Run, list[int], Display, Hold]]:
+    """Hold a run while it is worked on: its store, itself, its tiers' judges, display and hold.
+
+    A pause that a person asked for leaves the block and goes on after it.
 
     Raises:
         TierError: a model, a key or a price is not there.
@@ -75,7 +59,7 @@ def opened(
                     say(f"{tier.name}: the key in {route}", shown)
             # Before anything is decided anew: a run keeps the judges that it began with.
             judges = [store.tiers.set_judge(run.id, i, each) for i, each in enumerate(identities)]
-            yield store, run, judges, shown
+            yield store, run, judges, shown, hold
     finally:
         engine.dispose()
 
@@ -95,7 +79,10 @@ def as_config(definition: Screen) -> dict[str, object]:
 
 @contextmanager
 def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
-    """Hold the run's lock; write down how the work on it ended, whatever ended it."""
+    """Hold the run's lock; write down how the work on it ended, whatever ended it.
+
+    A pause ends the work without an exception.
+    """
     began = time.monotonic()
     with held(store, run) as hold:
         before = store.runs.status(run.id)
@@ -105,20 +92,14 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
         try:
             yield hold
             state, reason = how_it_stands(store, run)
-        except TierError as error:
-            state, reason = RunState.STOPPED, _without_keys(str(error), run)
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            state = RunState.CANCELLED
-            if hold.lost is not None:
-                state, reason = RunState.STOPPED, str(hold.lost)
-                raise hold.lost from None
-            raise
         except BaseException as error:
+            state, reason = _how_it_ended(error, hold)
             taken_back = isinstance(error, InputRefused | ScreenError)
             as_before = taken_back and before.run.state is not RunState.RUNNING
-            reason = _without_keys(f"{type(error).__name__}: {error}", run)
-            raise
+            if hold.lost is not None and isinstance(error, KeyboardInterrupt):
+                raise hold.lost from None
+            if state is not RunState.PAUSED:
+                raise
         finally:
             recorder.current().end(state, reason)
             if as_before:
@@ -130,32 +111,25 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
                 )
 
 
-@contextmanager
-def held(store: Store, run: Run) -> Iterator[Hold]:
-    """Keep every other process off the run.
+def _how_it_ended(error: BaseException, hold: Hold) -> tuple[RunState, str | None]:
+    """The state of a run whose work was broken off, and why."""
+    match error:
+        case TierError():
+            return RunState.STOPPED, _without_keys(str(error), hold.run)
+        case KeyboardInterrupt() if hold.lost is not None:
+            return RunState.STOPPED, str(hold.lost)
+        case Paused():
+            return RunState.PAUSED, _as_asked(hold.run)
+        case KeyboardInterrupt() if hold.pause_forced:
+            return RunState.PAUSED, _as_asked(hold.run)
+        case KeyboardInterrupt() | SystemExit():
+            return RunState.CANCELLED, None
+        case _:
+            return RunState.FAILED, _without_keys(f"{type(error).__name__}: {error}", hold.run)
 
-    The main thread is interrupted when the lock could not be renewed in time (`Hold.lost`).
 
-    Raises:
-        RunHeld: another process holds it.
-    """
-    holder = store.runs.status(run.id).lock_owner
-    if holder is not None and is_dead(holder):
-        store.runs.unlock(run.id, holder)
-    hold = Hold(run, store.runs.lock(run.id, owner(), seconds=LOCK_SECONDS))
-    over = threading.Event()
-    keeper = threading.Thread(target=_keep_lock, args=(store, hold, over), daemon=True)
-    watch = threading.Thread(target=_watch, args=(hold, over), daemon=True)
-    keeper.start()
-    watch.start()
-    try:
-        yield hold
-    finally:
-        over.set()
-        watch.join()
-        if hold.lost is None:  # else the keeper may wait for a database that is away
-            keeper.join()
-        store.runs.unlock(run.id, owner())
+def _as_asked(run: Run) -> str:
+    return f"as asked for; go on with: tamis resume {run.key}"
 
 
 @contextmanager
@@ -205,39 +179,3 @@ def _without_keys(text: str, run: Run) -> str:
     for name in names - {None}:
         text = hide(text, os.environ.get(str(name), "").strip())
     return text
-
-
-def _keep_lock(store: Store, hold: Hold, over: threading.Event) -> None:
-    """Renew the lock however long a block, a model's loading or a reading takes."""
-    pause = LOCK_SECONDS / 3
-    while not over.wait(pause):
-        asked = time.monotonic()
-        try:
-            store.runs.renew(hold.run.id, owner(), seconds=LOCK_SECONDS, attempt=hold.attempt)
-        except DatabaseError:
-            pause = LOCK_SECONDS / 30  # again soon: the main thread may not need the database
-        except StoreError as taken:
-            _give_up(hold, taken)
-            return
-        else:
-            hold.renewed, pause = asked, LOCK_SECONDS / 3
-
-
-def _watch(hold: Hold, over: threading.Event) -> None:
-    """End the work before another process may begin it, also where a renewal never comes back."""
-    while not over.wait(min(LOOK_SECONDS, LOCK_SECONDS / 30)):
-        age = time.monotonic() - hold.renewed
-        if age >= LOCK_SECONDS * 2 / 3:
-            lost = RunHeld(
-                f"run '{hold.run.key}': its lock could not be renewed for {age:,.0f} s (the "
-                "database did not answer, or this process stood still), and another process may "
-                "take the run over; what was judged is kept, go on with the same command"
-            )
-            _give_up(hold, lost)
-            return
-
-
-def _give_up(hold: Hold, lost: StoreError) -> None:
-    if hold.lost is None:
-        hold.lost = lost
-        recorder.stop_main()
