@@ -173,6 +173,40 @@ class Runs(Noun):
             rows = connection.execute(_RUNS.order_by(RunRow.id.desc()).limit(limit)).mappings()
             return [_as_status(connection, row) for row in rows.all()]
 
+    def running(self) -> list[RunStatus]:
+        """Runs that say that they are worked on, and how they stand; the newest first."""
+        query = _RUNS.where(RunRow.state == RunState.RUNNING).order_by(RunRow.id.desc())
+        with self._reading() as connection:
+            rows = connection.execute(query).mappings()
+            return [_as_status(connection, row) for row in rows.all()]
+
+    def interrupt(self, run_id: int, reason: str, *, attempt: int) -> bool:
+        """Say that the process of this attempt is gone, and free its lock; whether that was so.
+
+        The number of the attempt moves on, so that a process that was not gone writes nothing.
+        """
+        with self._writing() as connection:
+            changed = connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id, RunRow.state == RunState.RUNNING, is_current(attempt))
+                .values(
+                    state=RunState.INTERRUPTED,
+                    reason=reason,
+                    finished_at=now(),
+                    lock_owner=None,
+                    lock_until=None,
+                    attempt=RunRow.attempt + 1,
+                )
+            )
+            return changed.rowcount == 1
+
+    def set_config(self, run_id: int, config: dict[str, Any]) -> None:
+        """Keep other settings of the run, for the next attempt at it."""
+        with self._writing() as connection:
+            connection.execute(
+                update(RunRow).where(RunRow.id == run_id).values(config=_as_json(config))
+            )
+
     def status(self, run_id: int) -> RunStatus:
         """One run and how it stands."""
         with self._reading() as connection:

@@ -1,4 +1,4 @@
-"""Runs as people steer them: tamis pause, resume."""
+"""Runs as people steer them: tamis pause, resume, retry, set, runs."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +11,13 @@ from flows.commands.console import (
     UNFINISHED,
     AsJson,
     Database,
+    err,
     fail,
     found_run,
+    open_store,
     out,
     print_json,
+    print_rows,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +84,94 @@ def resume(
     _go_on(store, run, database, as_json, read=read)
 
 
+@app.command(epilog="Example: `tamis retry monday --failed`")
+def retry(
+    run_key: Key,
+    failed: Annotated[bool, typer.Option("--failed", help="Those that failed.")] = False,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask again about candidates that failed; those that are pending are asked as well.
+
+    Exit codes are those of tamis run.
+    """
+    store, run = found_run(database, run_key)
+    if not failed:
+        fail(f"say who is to be asked about again; write: tamis retry {run.key} --failed")
+    account = store.runs.status(run.id).account
+    if account.failed == account.bad_rows:
+        rows = f"; {account.bad_rows:,} rows of the input could not be read" * bool(
+            account.bad_rows
+        )
+        fail(f"no candidate of run '{run.key}' failed{rows}")
+    _go_on(store, run, database, as_json)
+
+
+@app.command("set", epilog="Example: `tamis set monday --concurrency 32 --budget 20`")
+def set_(
+    run_key: Key,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, max=2048, help="Requests under way at each address.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="US dollars for the whole run, or for --tier.")
+    ] = None,
+    tier: Annotated[str | None, typer.Option(help="Only this tier.")] = None,
+    database: Database = None,
+) -> None:
+    """Change settings that move no score; the next tamis resume goes by them."""
+    from db.store import RunState
+    from flows.guarantee.labelling import definition_of
+    from flows.run.retune import retuned
+    from flows.run.session import as_config
+
+    store, run = found_run(database, run_key)
+    if concurrency is budget is None:
+        fail("nothing is set; write --concurrency 32, or --budget 20 for dollars")
+    changed = retuned(definition_of(run), tier=tier, concurrency=concurrency, budget_usd=budget)
+    store.runs.set_config(run.id, as_config(changed))
+    first = f"tamis pause {run.key}, then " * (_state(store, run) is RunState.RUNNING)
+    out.print(
+        f"kept for run {run.key}; it takes effect with: {first}tamis resume {run.key} "
+        "(tamis run FILE goes by what the file says)"
+    )
+
+
+@app.command(epilog="Example: `tamis runs --repair`")
+def runs(
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Mark runs whose process is gone, and free their locks."),
+    ] = False,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs; with --repair, first put right what killed processes have left."""
+    from flows.commands.results import status_row
+
+    store = open_store(database)
+    if repair:
+        _repair(store)
+    rows = [status_row(status) for status in store.runs.newest(50)]
+    print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
+
+
+def _repair(store: "Store") -> None:
+    from flows.repair import crash_in_prefect, repair
+
+    gone = repair(store)
+    for run in gone:
+        err.print(f"run {run.key}: its process is gone; go on with: tamis resume {run.key}")
+    if not gone:
+        err.print("nothing to repair: every run that says so is worked on")
+        return
+    marked = crash_in_prefect(gone)
+    if marked is None:
+        err.print("no Prefect server answers, so that nothing was marked there")
+    elif marked:
+        err.print(f"marked as crashed in Prefect: {marked:,} flow runs")
+
+
 def _state(store: "Store", run: "Run") -> "RunState":
     from flows.owner import state_of
 
@@ -94,6 +185,7 @@ def _go_on(
     from db.store import RunState
     from flows.commands.local import exit_code, screen_once
     from flows.guarantee.labelling import definition_of
+    from flows.report.forecast import forecast, in_words
     from flows.report.summary import show
 
     if _state(store, run) is RunState.RUNNING:
@@ -104,6 +196,7 @@ def _go_on(
             f"run '{run.key}' was begun by an earlier version, which did not keep its settings in "
             f"their order; go on with the command that began it: tamis run FILE --key {run.key}"
         )
+    err.print(in_words(forecast(store, run)))
     read = read or not store.runs.status(run.id).rows_read
     finished = screen_once(definition, database, key=run.key, read=read)
     if as_json:
