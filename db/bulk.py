@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -70,8 +70,16 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
 
 
 def now() -> datetime:
-    """The clock of this machine; locks trust that the clocks of two machines agree."""
+    """The clock of this machine."""
     return datetime.now(UTC)
+
+
+def database_now(connection: Connection) -> datetime:
+    """The clock that all who use the database share, for locks: SQLite's is this machine's."""
+    if connection.dialect.name == "sqlite":
+        return now()
+    read: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return read
 
 
 def upsert(connection: Connection, table: Any) -> Any:

@@ -40,8 +40,10 @@ class RunState(enum.StrEnum):
     STOPPED = "stopped"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
+    """A person asked for it; `tamis resume` goes on."""
     INTERRUPTED = "interrupted"
-    """Said of a run whose process is gone; the table still says `running`."""
+    """Its process is gone. Often the table still says `running`."""
 
 
 class TierState(enum.StrEnum):
@@ -150,6 +152,11 @@ class RunRow(Base):
     """Rows identical to an earlier one, dropped."""
     lock_owner: Mapped[str | None]
     lock_until: Mapped[datetime | None]
+    """By the clock of the database."""
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often the lock was taken; who holds an earlier number writes no state any more."""
+    pause_attempt: Mapped[int | None]
+    """The attempt that is asked to end as paused; a later one was not asked."""
 
 
 class TextRow(Base):
@@ -224,6 +231,21 @@ class PolicyRow(Base):
     """Whose labels go before the score: `people`, or a tier's name as reviewer; null for none."""
     certificate: Mapped[str | None]
     """What it promises and why, as JSON; null for a policy that promises nothing."""
+
+
+class ApprovalRow(Base):
+    """What a person said of certified thresholds; the newest word on a certificate counts."""
+
+    __tablename__ = "approval"
+
+    id: Mapped[Id]
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), index=True)
+    digest: Mapped[str]
+    """SHA-256 of what the certificate says, hexadecimal: the word is about this one alone."""
+    approved: Mapped[bool]
+    author: Mapped[str]
+    reason: Mapped[str]
+    created_at: Mapped[datetime]
 
 
 class PriceRow(Base):

@@ -4,11 +4,11 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, Select, func, insert, select, text, update
 
 from db.bulk import Noun, now, storable, upsert
 from db.errors import StoreError
-from db.models import JudgeRow, PriceRow, RunTierRow, TierState
+from db.models import JudgeRow, PriceRow, RunRow, RunTierRow, TierState
 from tiers.types import Price
 
 # A tier whose judge changed after it decided would mix the scores of two judges.
@@ -90,6 +90,7 @@ class RunTiers(Noun):
         state: TierState,
         reason: str | None = None,
         seconds: float = 0.0,
+        attempt: int | None = None,
         **measured: float | None,
     ) -> None:
         """Say how the tier stands.
@@ -100,6 +101,7 @@ class RunTiers(Noun):
             state: how it stands.
             reason: why it stopped.
             seconds: of work, added to those before.
+            attempt: who says so; nothing is written once another attempt has begun.
             measured: load_seconds, prompt_rate and decode_rate; None leaves one as it was.
         """
         over = TierState(state) in {TierState.DONE, TierState.STOPPED}
@@ -113,7 +115,8 @@ class RunTiers(Noun):
         if state == TierState.RUNNING:
             values["started_at"] = func.coalesce(RunTierRow.started_at, now())
         with self._writing() as connection:
-            _set(connection, run_id, position, **values)
+            if attempt in (None, connection.scalar(_attempt(run_id))):
+                _set(connection, run_id, position, **values)
 
     def reasons(self, run_id: int) -> list[str]:
         """Why tiers of the run stopped, in the order of the tiers."""
@@ -169,6 +172,11 @@ def _set(connection: Connection, run_id: int, position: int, **values: Any) -> N
         .where(RunTierRow.run_id == run_id, RunTierRow.position == position)
         .values(values)
     )
+
+
+def _attempt(run_id: int) -> Select[tuple[int]]:
+    """The run's attempt; nobody begins another one before this transaction ends."""
+    return select(RunRow.attempt).where(RunRow.id == run_id).with_for_update(read=True)
 
 
 def _price_id(connection: Connection, price: Price) -> int:

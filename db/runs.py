@@ -7,9 +7,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 
-from db.bulk import Noun, now, storable, upsert
+from db.bulk import Noun, database_now, now, storable, upsert
 from db.errors import RunHeld, StoreError
 from db.models import BadRowRow, PolicyRow, RunRow, RunState, RunTierRow, TierState, VerdictRow
 from db.policies import columns_of
@@ -30,6 +41,8 @@ class Run:
     config: dict[str, Any]
     config_hash: str
     created: datetime
+    attempt: int | None = None
+    """Ours at it, where this process holds it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class RunStatus:
     lock_owner: str | None
     locked: bool
     """Whether the lock has not expired."""
+    attempt: int
+    """How often the lock was taken."""
 
 
 class Runs(Noun):
@@ -100,20 +115,22 @@ class Runs(Noun):
             found = _to_resume(connection, screen, config_hash, key)
             return None if found is None else _as_run(found)
 
-    def resume(self, run_id: int, config: dict[str, Any]) -> None:
+    # Who gives the number of an attempt writes nothing once another attempt has begun.
+
+    def resume(self, run_id: int, config: dict[str, Any], *, attempt: int | None = None) -> None:
         """Say that the run is worked on again, and by which settings; its lock is held.
 
         A grown input may give even a run that was done something to do, and budgets and other
         settings that move no score may have changed.
         """
         with self._writing() as connection:
-            _stand(connection, run_id, RunState.RUNNING, None, None, config)
+            _stand(connection, run_id, RunState.RUNNING, None, None, config, attempt)
 
-    def put_back(self, before: RunStatus) -> None:
+    def put_back(self, before: RunStatus, *, attempt: int | None = None) -> None:
         """Have a run stand as it stood before it was resumed."""
-        run = before.run
+        run, reason, finished = before.run, before.reason, before.finished
         with self._writing() as connection:
-            _stand(connection, run.id, run.state, before.reason, before.finished, run.config)
+            _stand(connection, run.id, run.state, reason, finished, run.config, attempt)
 
     def find(self, key: str | None = None) -> Run:
         """The run of this key; None for the newest.
@@ -155,7 +172,41 @@ class Runs(Noun):
         """The newest runs first, and how they stand."""
         with self._reading() as connection:
             rows = connection.execute(_RUNS.order_by(RunRow.id.desc()).limit(limit)).mappings()
-            return [_as_status(row, _account(connection, row["id"])) for row in rows.all()]
+            return [_as_status(connection, row) for row in rows.all()]
+
+    def running(self) -> list[RunStatus]:
+        """Runs that say that they are worked on, and how they stand; the newest first."""
+        query = _RUNS.where(RunRow.state == RunState.RUNNING).order_by(RunRow.id.desc())
+        with self._reading() as connection:
+            rows = connection.execute(query).mappings()
+            return [_as_status(connection, row) for row in rows.all()]
+
+    def interrupt(self, run_id: int, reason: str, *, attempt: int) -> bool:
+        """Say that the process of this attempt is gone, and free its lock; whether that was so.
+
+        The number of the attempt moves on, so that a process that was not gone writes nothing.
+        """
+        with self._writing() as connection:
+            changed = connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id, RunRow.state == RunState.RUNNING, is_current(attempt))
+                .values(
+                    state=RunState.INTERRUPTED,
+                    reason=reason,
+                    finished_at=now(),
+                    lock_owner=None,
+                    lock_until=None,
+                    attempt=RunRow.attempt + 1,
+                )
+            )
+            return changed.rowcount == 1
+
+    def set_config(self, run_id: int, config: dict[str, Any]) -> None:
+        """Keep other settings of the run, for the next attempt at it."""
+        with self._writing() as connection:
+            connection.execute(
+                update(RunRow).where(RunRow.id == run_id).values(config=_as_json(config))
+            )
 
     def shards(self, key: str) -> list[RunStatus]:
         """The parts of a run that was split by `--shard`, in order; empty where it was not."""
@@ -167,12 +218,12 @@ class Runs(Noun):
                 if re.fullmatch(rf"{re.escape(key)}-[0-9]+of[0-9]+", row["key"])
             ]
             rows.sort(key=lambda row: int(row["key"].rpartition("-")[2].partition("of")[0]))
-            return [_as_status(row, _account(connection, row["id"])) for row in rows]
+            return [_as_status(connection, row) for row in rows]
 
     def status(self, run_id: int) -> RunStatus:
         """One run and how it stands."""
         with self._reading() as connection:
-            return _as_status(get(connection, run_id), _account(connection, run_id))
+            return _as_status(connection, get(connection, run_id))
 
     def account(self, run_id: int) -> Account:
         """Where the run's candidates are.
@@ -184,13 +235,19 @@ class Runs(Noun):
             return _account(connection, run_id)
 
     def finish(
-        self, run_id: int, state: RunState, reason: str | None = None, seconds: float = 0.0
+        self,
+        run_id: int,
+        state: RunState,
+        reason: str | None = None,
+        seconds: float = 0.0,
+        *,
+        attempt: int | None = None,
     ) -> None:
         """Close an attempt at the run; `seconds` is what this attempt worked."""
         with self._writing() as connection:
             connection.execute(
                 update(RunRow)
-                .where(RunRow.id == run_id)
+                .where(RunRow.id == run_id, is_current(attempt))
                 .values(
                     state=RunState(state),
                     reason=storable(reason),
@@ -199,17 +256,30 @@ class Runs(Noun):
                 )
             )
 
-    def lock(self, run_id: int, owner: str, seconds: float = 120) -> None:
+    def lock(self, run_id: int, owner: str, seconds: float = 120) -> int:
         """Keep other processes off this run until `seconds` from now; `renew` in time.
+
+        Returns:
+            The number of this attempt, for every write of the run's state.
 
         Raises:
             RunHeld: somebody else holds it.
         """
-        at = now()
-        free = or_(RunRow.lock_owner.is_(None), RunRow.lock_owner == owner, RunRow.lock_until <= at)
+        lock, until = RunRow.lock_owner, RunRow.lock_until
         with self._writing() as connection:
-            if _hold(connection, run_id, owner, at + timedelta(seconds=seconds), free):
-                return
+            at = database_now(connection)
+            attempt = connection.scalar(
+                update(RunRow)
+                .where(RunRow.id == run_id, or_(lock.is_(None), lock == owner, until <= at))
+                .values(
+                    lock_owner=owner,
+                    lock_until=at + timedelta(seconds=seconds),
+                    attempt=RunRow.attempt + 1,
+                )
+                .returning(RunRow.attempt)
+            )
+            if attempt is not None:
+                return attempt
             holder = get(connection, run_id)
         raise RunHeld(
             f"run '{holder['key']}' is being worked on by {_process(holder['lock_owner'])} until "
@@ -217,20 +287,52 @@ class Runs(Noun):
             "process and try again after that time"
         )
 
-    def renew(self, run_id: int, owner: str, seconds: float = 120) -> None:
+    def renew(
+        self, run_id: int, owner: str, seconds: float = 120, *, attempt: int | None = None
+    ) -> None:
         """Hold the lock for longer.
 
         Raises:
             StoreError: somebody else took it meanwhile.
         """
-        until = now() + timedelta(seconds=seconds)
         with self._writing() as connection:
-            held = _hold(connection, run_id, owner, until, RunRow.lock_owner == owner)
-        if not held:
-            raise StoreError(
-                f"{owner} lost its lock on run {run_id}, because it did not renew it in time "
-                "and another process took the run over; leave the run to that one"
+            held = connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id, RunRow.lock_owner == owner, is_current(attempt))
+                .values(lock_until=database_now(connection) + timedelta(seconds=seconds))
             )
+        if not held.rowcount:
+            raise StoreError(
+                f"{_process(owner)} lost its lock on run {run_id}, because it did not renew it in "
+                "time and another process took the run over; leave the run to that one"
+            )
+
+    def pause(self, run_id: int) -> int:
+        """Ask who works on the run to end, with what was judged; the number of that attempt.
+
+        Raises:
+            StoreError: nobody works on it.
+        """
+        with self._writing() as connection:
+            attempt = connection.scalar(
+                update(RunRow)
+                .where(RunRow.id == run_id, RunRow.lock_until > database_now(connection))
+                .values(pause_attempt=RunRow.attempt)
+                .returning(RunRow.attempt)
+            )
+            run = get(connection, run_id)
+        if attempt is None:
+            raise StoreError(
+                f"run '{run['key']}' is {run['state']}, and nobody works on it, so there is "
+                f"nothing to pause; see: tamis status {run['key']}"
+            )
+        return attempt
+
+    def pause_asked(self, run_id: int, attempt: int) -> bool:
+        """Whether this attempt at the run is asked to end as paused."""
+        query = select(RunRow.pause_attempt).where(RunRow.id == run_id)
+        with self._reading() as connection:
+            return connection.scalar(query) == attempt
 
     def unlock(self, run_id: int, owner: str) -> None:
         """Give the lock back."""
@@ -240,6 +342,11 @@ class Runs(Noun):
                 .where(RunRow.id == run_id, RunRow.lock_owner == owner)
                 .values(lock_owner=None, lock_until=None)
             )
+
+
+def is_current(attempt: int | None) -> ColumnElement[bool]:
+    """Whether a run's row is at this attempt; None for any."""
+    return true() if attempt is None else RunRow.attempt == attempt
 
 
 def get(connection: Connection, run_id: int) -> RowMapping:
@@ -277,7 +384,8 @@ def _to_resume(
         raise StoreError(
             f"run '{key}' belongs to screen '{row['screen']}' with configuration "
             f"{row['config_hash'][:12]}, but this is screen '{screen}' with configuration "
-            f"{config_hash[:12]}; give another key, or undo the change to the screen"
+            f"{config_hash[:12]}; give another key, undo the change to the screen, or go on as the "
+            f"run began with: tamis resume {key}"
         )
     return row
 
@@ -289,7 +397,7 @@ def _add(
     number = connection.scalar(select(func.count()).where(RunRow.screen == screen)) or 0
     values = {
         "screen": screen,
-        "config": json.dumps(config, sort_keys=True, ensure_ascii=False),
+        "config": _as_json(config),
         "config_hash": config_hash,
         "state": RunState.RUNNING,
         "created_at": now(),
@@ -336,32 +444,29 @@ def _stand(
     reason: str | None,
     finished: datetime | None,
     config: dict[str, Any],
+    attempt: int | None,
 ) -> None:
     connection.execute(
         update(RunRow)
-        .where(RunRow.id == run_id)
+        .where(RunRow.id == run_id, is_current(attempt))
         .values(
             state=state,
             reason=reason,
             finished_at=finished,
-            config=json.dumps(config, sort_keys=True, ensure_ascii=False),
+            config=_as_json(config),
         )
     )
+
+
+def _as_json(config: dict[str, Any]) -> str:
+    """The screen with its keys in their order: a model writes the fields of an answer in it."""
+    return json.dumps(config, ensure_ascii=False)
 
 
 def _process(owner: str) -> str:
     """An owner as people name a process: its first words are host and process id."""
     host, _, rest = owner.partition(" ")
     return f"process {rest.split(' ')[0]} on {host}" if rest else host
-
-
-def _hold(connection: Connection, run_id: int, owner: str, until: datetime, condition: Any) -> bool:
-    held = connection.execute(
-        update(RunRow)
-        .where(RunRow.id == run_id, condition)
-        .values(lock_owner=owner, lock_until=until)
-    )
-    return held.rowcount == 1
 
 
 def _as_run(row: RowMapping) -> Run:
@@ -377,8 +482,9 @@ def _as_run(row: RowMapping) -> Run:
     )
 
 
-def _as_status(row: RowMapping, account: Account) -> RunStatus:
+def _as_status(connection: Connection, row: RowMapping) -> RunStatus:
     """A row of `_RUNS`, and how the run stands."""
+    until = row["lock_until"]
     return RunStatus(
         run=_as_run(row),
         reason=row["reason"],
@@ -387,9 +493,10 @@ def _as_status(row: RowMapping, account: Account) -> RunStatus:
         seconds=row["seconds"],
         rows_read=row["rows_read"],
         rows_duplicate=row["rows_duplicate"],
-        account=account,
+        account=_account(connection, row["id"]),
         lock_owner=row["lock_owner"],
-        locked=row["lock_until"] is not None and row["lock_until"] > now(),
+        locked=until is not None and until > database_now(connection),
+        attempt=row["attempt"],
     )
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Engine
 
+from db.approvals import Approval, Approvals
 from db.audits import Audited, Audits
 from db.batches import Batch, Batches
 from db.candidates import BadRow, Candidates, Ingested, Row
@@ -23,6 +24,7 @@ from db.what_if import Consequences, Flip, Step, what_if
 __all__ = [
     "PEOPLE",
     "Account",
+    "Approval",
     "Audited",
     "BadRow",
     "Batch",
@@ -69,6 +71,7 @@ class Store:
         self.policies = Policies(engine)
         self.labels = Labels(engine)
         self.audits = Audits(engine)
+        self.approvals = Approvals(engine)
         self.batches = Batches(engine)
         self.results = Results(engine)
 

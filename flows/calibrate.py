@@ -10,8 +10,8 @@ from typing import Any
 from prefect import flow
 
 from db.store import Change
-from flows.guarantee.approval import Approval, as_record, asked_for, given_before, refusal
-from flows.guarantee.certificate import certificate_of, last_tier, markdown
+from flows.guarantee.approval import approval_of, as_record, refusal
+from flows.guarantee.certificate import certificate_of, digest_of, last_tier, markdown
 from flows.guarantee.state import Calibration, NotYet, guarantee_of
 from flows.progress import Display, say
 from flows.recorder import current, recorded
@@ -58,8 +58,8 @@ def calibrate(
         allow_shrink: let more than half of the run's candidates leave it.
 
     Returns:
-        `run`, `status` (certified, infeasible_budget, refused or waiting) and `message`; once the
-        labels are complete, the certificate.
+        `run`, `status` (certified, infeasible_budget, refused, waiting or paused) and `message`;
+        once the labels are complete, the certificate.
 
     Raises:
         InputRefused: more than half would leave it; the run stands as before.
@@ -73,23 +73,24 @@ def calibrate(
     told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
     with (
         recorded("calibrate", name, tags=[definition.screen], **told),
-        opened(definition, key, "calibrating ") as (store, run, judges, shown),
+        opened(definition, key, "calibrating ") as (store, run, judges, shown, hold),
     ):
         if read:
             read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
         try:
             _plan(Calibration(store, run, definition), shown, anyway=anyway)
-            works = tier_works(definition, store, run, judges)
+            works = tier_works(definition, store, run, judges, hold)
             _score(works, shown)
             calibration = Calibration(store, run, definition)
             _label(calibration, works[-1], shown)
             name = author or getpass.getuser()
-            said = Approval(approved=True, by=name) if approve else None
-            return _certify(calibration, name, said, wait_seconds, shown)
+            return _certify(calibration, name, shown, approve=approve, wait_seconds=wait_seconds)
         except (NotYet, _Refused) as stop:
             say(str(stop), shown)
             status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
             return {"run": run.key, "status": str(status), "message": str(stop)}
+    message = "paused, as asked for; calibrate again to go on"
+    return {"run": key, "status": "paused", "message": message}
 
 
 class _Refused(Exception):
@@ -185,7 +186,7 @@ def _ask_people(calibration: Calibration, count: int) -> str:
 
 
 def _certify(
-    calibration: Calibration, author: str, said: Approval | None, wait_seconds: int, shown: Display
+    calibration: Calibration, author: str, shown: Display, *, approve: bool, wait_seconds: int
 ) -> dict[str, Any]:
     """Put certified thresholds into force, or say why there are none.
 
@@ -200,7 +201,10 @@ def _certify(
         store.verdicts.undecide(run.id)
         return certificate
     if calibration.section.approval:
-        approval = said or given_before(calibration) or asked_for(run, shown, wait_seconds)
+        digest = digest_of(certificate)
+        if approve:
+            store.approvals.say(run.id, digest, approved=True, author=author)
+        approval = approval_of(store, run, digest, shown, wait_seconds)
         if not approval.approved:
             say(refusal(run, approval), shown)
             return {"run": run.key, "status": "refused", "message": refusal(run, approval)}

@@ -9,6 +9,7 @@ from flows.commands import (
     batches,
     changes,
     check,
+    control,
     database,
     demo,
     guarantee,
@@ -47,7 +48,19 @@ def tamis(
 
 
 # In the order of the help: what a newcomer needs first.
-for group in (run, demo, check, results, operate, changes, guarantee, database, batches, labels):
+for group in (
+    run,
+    demo,
+    check,
+    results,
+    operate,
+    control,
+    changes,
+    guarantee,
+    database,
+    batches,
+    labels,
+):
     app.add_typer(group.app)
 
 

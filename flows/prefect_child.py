@@ -43,6 +43,7 @@ STATES: Mapping[str, tuple[str, str]] = {
     "stopped": ("FAILED", "Stopped"),
     "failed": ("FAILED", "Failed"),
     "cancelled": ("CANCELLED", "Cancelled"),
+    "paused": ("CANCELLED", "Paused"),  # a pause of Prefect's own would want to be resumed there
 }
 
 Event = dict[str, Any]

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from db.store import RunState, Store, StoreError
 from flows.owner import is_dead, owner, state_of
-from flows.run.session import held
+from flows.run.hold import held
 
 from .test_store import new_run
 

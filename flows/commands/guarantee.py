@@ -34,6 +34,7 @@ CODES = {
     "infeasible_budget": UNKEPT,
     "refused": UNKEPT,
     "waiting": UNFINISHED,
+    "paused": UNFINISHED,
 }
 SHOWN = 20
 
@@ -188,7 +189,8 @@ def decide(
     """
     from flows.guarantee.thresholds import change_of
     from flows.report.summary import show, summary
-    from flows.run.session import held, how_it_stands
+    from flows.run.hold import held
+    from flows.run.session import how_it_stands
 
     store, run = found_run(database, run_key)
     if (tier is None) == (policy is None):
@@ -201,14 +203,14 @@ def decide(
     if not because.strip():
         fail("the reason is empty; write --because WHY")
     said = {"author": by or getpass.getuser(), "reason": because}
-    with held(store, run):
+    with held(store, run) as hold:
         if policy is not None:
             position = store.policies.use(run.id, policy, **said)
         else:
             position, change = change_of(store, run, str(tier), reject_below, accept_above)
             store.policies.move(run.id, position, change, **said)
         store.verdicts.redecide(run.id, position)
-        store.runs.finish(run.id, *how_it_stands(store, run))
+        store.runs.finish(run.id, *how_it_stands(store, run), attempt=hold.attempt)
     finished = summary(store, run)
     if as_json:
         print_json(finished.as_json())

@@ -18,6 +18,7 @@ def screen_once(
     *,
     key: str | None = None,
     limit: int | None = None,
+    read: bool = True,
     allow_shrink: bool = False,
 ) -> "Summary":
     """Run the flow in this process and return its summary, finished or stopped.
@@ -36,11 +37,13 @@ def screen_once(
 
     url = settings().database(database)
     os.environ["TAMIS_DATABASE_URL"] = url  # not a parameter: Prefect would store the password
-    chosen = prepare(definition, key)
+    chosen = prepare(definition, key, read=read)
     name, tags = f"{definition.screen} {chosen}", [definition.screen]
     with recorded("screen", name, tags=tags, key=chosen, limit=limit) as record:
         try:
-            screen_candidates(definition, key=chosen, limit=limit, allow_shrink=allow_shrink)
+            screen_candidates(
+                definition, key=chosen, limit=limit, read=read, allow_shrink=allow_shrink
+            )
         except TierError as error:
             err.print(str(error))
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -56,7 +59,7 @@ def screen_once(
 
 def exit_code(finished: "Summary") -> int:
     """The exit code of `tamis run` for a run's summary."""
-    unfinished = finished.failed or finished.pending or finished.state == "stopped"
+    unfinished = finished.failed or finished.pending or finished.state in ("stopped", "paused")
     if finished.state == "alarm":
         return UNKEPT
     return UNFINISHED if unfinished else DONE

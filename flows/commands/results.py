@@ -37,7 +37,7 @@ def status(
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs, or show the funnel of one."""
+    """List the runs; or show the funnel of one, its newest answer, and what a resume would do."""
     from db.errors import EmptyDatabase
 
     try:
@@ -48,15 +48,15 @@ def status(
         print_rows([], as_json, empty=str(nothing))
         return
     if run_key is None:
-        rows = [_status_row(status) for status in store.runs.newest(50)]
+        rows = [status_row(status) for status in store.runs.newest(50)]
         print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")
         return
-    from flows.report.summary import show, summary
+    from flows.report.summary import outlook, show
 
     if shards := store.runs.shards(run_key):
-        print_rows([_status_row(status) for status in shards], as_json, empty="")
+        print_rows([status_row(status) for status in shards], as_json, empty="")
         return
-    finished = summary(store, store.runs.find(run_key))
+    finished = outlook(store, store.runs.find(run_key))
     if as_json:
         print_json(finished.as_json())
     else:
@@ -128,7 +128,8 @@ def sql(
     print_rows(ask(settings().database(database), query), as_json, empty="no rows")
 
 
-def _status_row(status: "RunStatus") -> dict[str, Any]:
+def status_row(status: "RunStatus") -> dict[str, Any]:
+    """A run as one line of a list."""
     from flows.owner import state_of
 
     return {

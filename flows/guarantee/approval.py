@@ -1,21 +1,26 @@
-"""A person's word on certified thresholds, asked for in the Prefect UI or given in the terminal."""
+"""A person's word on certified thresholds: a row, written from the terminal or by a form.
+
+Prefect only shows the form. Whether somebody has approved is never asked of Prefect, because its
+pause can come back without an answer: Prefect 3.8 skips the pause of a run that was killed or sent
+SIGTERM while it waited.
+"""
 
 from typing import Any
+from uuid import uuid4
 
 from prefect.context import FlowRunContext
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
-from db.store import Run
-from flows.guarantee.certificate import differences
-from flows.guarantee.state import Calibration, NotYet
+from db.store import Approval, Run, Store
+from flows.guarantee.state import NotYet
 from flows.progress import Display, say
 
 POLL_SECONDS = 5
 
 
-class Approval(RunInput):
+class ApprovalForm(RunInput):
     """The form in the Prefect UI."""
 
     approved: bool = False
@@ -24,53 +29,60 @@ class Approval(RunInput):
     reason: str = ""
 
 
-def given_before(calibration: Calibration) -> Approval | None:
-    """What was said about the same certificate before; None for nothing, or about another one."""
-    certificate = calibration.store.policies.certificate(calibration.run.id)
-    if certificate is None or certificate["run"] != calibration.run.key:
-        return None
-    if certificate.get("approval") is None or differences(calibration, certificate):
-        return None
-    return Approval.model_validate(certificate["approval"])
-
-
-def asked_for(run: Run, shown: Display, seconds: int) -> Approval:
-    """What a person says in the Prefect UI, where the certificate is an artifact by now.
+def approval_of(store: Store, run: Run, digest: str, shown: Display, seconds: int) -> Approval:
+    """A person's word on the certificate of this digest; asked for where nobody has approved.
 
     Raises:
         NotYet: nobody said anything within `seconds`, or there is no UI to say it in.
     """
+    before = store.approvals.newest(run.id, digest)
+    if before is not None and before.approved:
+        return before
     if FlowRunContext.get() is None or seconds <= 0:
         raise _unanswered(run)
+    _ask(store, run, digest, shown, seconds)
+    said = store.approvals.newest(run.id, digest)
+    if said is None or said == before:
+        raise _unanswered(run)
+    return said
+
+
+def _ask(store: Store, run: Run, digest: str, shown: Display, seconds: int) -> None:
+    """Show the form, and write down what it says."""
     say(
         f"run {run.key} waits {seconds:,} s for a person to approve in the Prefect UI: look at the "
         "certificate among the artifacts, press Resume and fill in the form",
         shown,
     )
     try:
-        return pause_flow_run(
-            wait_for_input=Approval.with_initial_data(
+        form = pause_flow_run(
+            wait_for_input=ApprovalForm.with_initial_data(
                 description="Shall these thresholds take effect? The certificate is an artifact."
             ),
             timeout=seconds,
             poll_interval=min(POLL_SECONDS, seconds),
+            key=str(uuid4()),  # an earlier pause of this flow run, and its form, are not this one
         )
     except FlowPauseTimeout as error:
         raise _unanswered(run) from error
+    if isinstance(form, ApprovalForm):
+        store.approvals.say(
+            run.id, digest, approved=form.approved, author=form.by, reason=form.reason
+        )
 
 
 def refusal(run: Run, approval: Approval) -> str:
     """Why certified thresholds do not take effect."""
     because = f": {approval.reason}" if approval.reason else ""
     return (
-        f"refused by {approval.by or 'a person'}{because}; the thresholds of run '{run.key}' are "
-        "certified, and not in force. Change the guarantee, or calibrate again and approve"
+        f"refused by {approval.author or 'a person'}{because}; the thresholds of run '{run.key}' "
+        "are certified, and not in force. Change the guarantee, or calibrate again and approve"
     )
 
 
 def as_record(approval: Approval) -> dict[str, Any]:
     """As the certificate keeps it."""
-    return {"approved": approval.approved, "by": approval.by, "reason": approval.reason}
+    return {"approved": approval.approved, "by": approval.author, "reason": approval.reason}
 
 
 def _unanswered(run: Run) -> NotYet:

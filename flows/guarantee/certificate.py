@@ -1,6 +1,7 @@
 """What a calibration came to: the certificate as JSON, in words, and made anew to check it."""
 
 import hashlib
+import json
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -51,6 +52,13 @@ def certificate_of(calibration: Calibration, result: Result, author: str) -> dic
         "labels_digest": _digest(calibration),
         "message": message(calibration, result),
     }
+
+
+def digest_of(certificate: dict[str, Any]) -> str:
+    """SHA-256 of what a certificate promises and why, however often and by whom it is made."""
+    passing = {"made", "message", "author", "approval"}
+    said = {name: value for name, value in certificate.items() if name not in passing}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def last_tier(calibration: Calibration) -> Change:

@@ -1,7 +1,8 @@
 """What a run amounts to: one JSON object, a table for people, a page for the Prefect UI."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +12,8 @@ from rich.table import Table
 from db.store import BatchState, FunnelRow, Run, RunState, RunStatus, Store
 from flows.guarantee.audit import RunAudit, audit_of, in_words, table_of
 from flows.owner import state_of
+from flows.report import forecast as coming
+from flows.report.forecast import Forecast
 from flows.terminal import number
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
@@ -77,12 +80,17 @@ class Summary:
     audit: RunAudit | None
     whole_seconds: float | None = None
     """From the start of the command to its end, where a command has just run it."""
+    newest_seconds: float | None = None
+    """Age of the newest answer, where it was looked for."""
+    resume: Forecast | None = None
+    """What a resume would ask, where it was looked for."""
 
     def as_json(self) -> dict[str, Any]:
-        """As `--json` prints it: `whole_seconds` only where it was measured."""
+        """As `--json` prints it: what was not measured or looked for is left out."""
         told = asdict(self)
-        if self.whole_seconds is None:
-            del told["whole_seconds"]
+        for name in ("whole_seconds", "newest_seconds", "resume"):
+            if told[name] is None:
+                del told[name]
         return told
 
 
@@ -110,6 +118,17 @@ def summary(store: Store, run: Run) -> Summary:
         out=sum(batch.lines for batch in out),
         tiers=tiers,
         audit=audit_of(store, run),
+    )
+
+
+def outlook(store: Store, run: Run) -> Summary:
+    """The run as it stands, how fresh that is, and what a resume would do."""
+    newest = store.judgements.newest(run.id)
+    age = None if newest is None else (datetime.now(UTC) - newest).total_seconds()
+    return replace(
+        summary(store, run),
+        newest_seconds=None if age is None else round(max(age, 0.0), 1),
+        resume=coming.forecast(store, run),
     )
 
 
@@ -161,6 +180,10 @@ def show(finished: Summary, console: Console) -> None:
     console.print(f"{account_line(finished)}; {times}{money}")
     if finished.out:
         console.print(f"{finished.out:,} are out in batches, not counted in the cost so far")
+    if finished.newest_seconds is not None:
+        console.print(f"newest answer: {_age(finished.newest_seconds)} ago")
+    if finished.resume is not None and finished.resume.candidates:
+        console.print(coming.in_words(finished.resume))
     if finished.audit:
         console.print(in_words(finished.audit))
     rows = finished.rows
@@ -177,6 +200,14 @@ def _usd(dollars: float | None) -> str:
     if dollars is None:
         return "unknown"
     return number(dollars) if dollars else "0.00"
+
+
+def _age(seconds: float) -> str:
+    """A stretch of time in the unit that people would use."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
 
 
 def cost_words(finished: Summary) -> str:

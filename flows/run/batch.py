@@ -79,8 +79,9 @@ class BatchRun:
         return self._batches.all(self._work.run.id, self._work.position, open_only=True)
 
     def _set(self, state: TierState, reason: str | None) -> None:
+        run = self._work.run
         self._work.store.tiers.set_state(
-            self._work.run.id, self._work.position, state, reason=reason
+            run.id, self._work.position, state, reason=reason, attempt=run.attempt
         )
 
     def _report(self) -> None:

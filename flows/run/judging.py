@@ -10,6 +10,7 @@ from flows.progress import Display, Step, say
 from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
 from flows.run.budget import Admission, Budgets
+from flows.run.hold import Paused
 from tiers.host import open_tier
 from tiers.tier import Interruptible, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
@@ -45,6 +46,8 @@ class TierWork:
     budgets: Budgets | None = field(default=None, repr=False)
     stop: Callable[[], bool] = field(default=lambda: False, repr=False)
     """Whether something else went wrong, so that no new candidate is to be begun."""
+    pausing: Callable[[], bool] = field(default=lambda: False, repr=False)
+    """Whether a person asked for a pause: no new candidate is begun, and then the run ends."""
     follows: bool = False
     """Whether the tier before works at the same time, so that more comes in meanwhile."""
 
@@ -91,8 +94,10 @@ class TierRun:
         """Judge all that waits; `stored` is called after each group that was written.
 
         Raises:
+            Paused: a person asked for it; what was under way is in.
             TierError: the engine cannot be opened, or does not answer the question asked.
         """
+        self._heed_pause()
         check_mass(self.work)  # what an earlier attempt stopped for still holds
         waiting = self.work.waiting()
         if waiting == 0:
@@ -152,6 +157,7 @@ class TierRun:
                 block = judge_block(self.work, tier, after, size, self._step, kept)
                 called(f"{first}{self._done + block.judged:,}")
             self._say_remarks(tier)
+            self._heed_pause()
             if judged == 0 or block.last is None:
                 check_mass(self.work)
                 self.settled = True
@@ -169,6 +175,10 @@ class TierRun:
             rate = block.judged / max(block.seconds, 1e-3)
             size = max(FIRST_BLOCK, int(rate * BLOCK_SECONDS), waiting // BLOCKS)
 
+    def _heed_pause(self) -> None:
+        if self.work.pausing():
+            raise Paused("paused")
+
     def _open(self, waiting: int) -> Tier:
         self._total = self._done + waiting
         if self._step is None:
@@ -177,9 +187,12 @@ class TierRun:
         self._step.expect(waiting)
         self._count_next = time.monotonic() + COUNT_SECONDS
         if self._tier is None:
-            self.work.store.tiers.set_state(self.work.run.id, self.work.position, TierState.RUNNING)
             began = time.monotonic()
             self._began = self._began or began
+            work = self.work
+            work.store.tiers.set_state(
+                work.run.id, work.position, TierState.RUNNING, attempt=work.run.attempt
+            )
             if self.work.admission is not None:
                 self.work.admission.start()
             self._tier = open_tier(self.work.job)
@@ -209,6 +222,7 @@ class TierRun:
             self.work.position,
             state,
             reason=reason,
+            attempt=self.work.run.attempt,
             seconds=0.0 if began is None else time.monotonic() - began,
             load_seconds=self._loaded if began and state is TierState.DONE else None,
             prompt_rate=measured.get("prefill"),
@@ -277,7 +291,7 @@ class _Reader:
         ):
             page_end = page[-1].id
             for candidate in page:
-                if work.stop() or (admit is not None and not admit(candidate)):
+                if work.stop() or work.pausing() or (admit is not None and not admit(candidate)):
                     return
                 self.last = candidate.id
                 yield candidate

@@ -16,6 +16,7 @@ from flows.recorder import current, recorded
 from flows.report.artifacts import publish
 from flows.run.budget import Budgets
 from flows.run.cascade import Cascade
+from flows.run.hold import Hold
 from flows.run.judging import TierWork
 from flows.run.session import open_run, opened
 from flows.settings import Settings, load_keys
@@ -31,8 +32,16 @@ ROUNDS = 4
 """How often a budget that left something over is spent on more candidates."""
 
 
-def prepare(definition: Screen, key: str | None, *, to_calibrate: bool = False) -> str:
+def prepare(
+    definition: Screen, key: str | None, *, to_calibrate: bool = False, read: bool = True
+) -> str:
     """Check what can be checked before anything is done, and find or add the run; its key.
+
+    Args:
+        definition: the screen.
+        key: names the run; None for the newest unfinished one, or a new one.
+        to_calibrate: the promise need not be calibrated yet.
+        read: whether the input will be read.
 
     Raises:
         DatabaseError: the database cannot be used.
@@ -44,7 +53,8 @@ def prepare(definition: Screen, key: str | None, *, to_calibrate: bool = False) 
     url = Settings().database()
     _check_shard(definition, url)
     check_ready(url)
-    check_input(definition.candidates)
+    if read:
+        check_input(definition.candidates)
     for position in range(len(definition.tiers)):
         inspect(job_of(definition, position), "")
     engine = open_engine(url)
@@ -110,6 +120,8 @@ def screen_candidates(
 ) -> Run:
     """Screen all candidates of a definition; Prefect is told of it, and not waited for.
 
+    A run that a person pauses meanwhile is given back like any other, in state `paused`.
+
     Args:
         definition: the screen.
         key: names the run; by default the newest unfinished run of this definition, or a new one.
@@ -122,12 +134,12 @@ def screen_candidates(
         ScreenError: the input holds no candidate, or cannot be read; likewise.
         TierError: a tier could not go on; what was judged is kept.
     """
-    key = prepare(definition, key) if key is None else key
+    key = prepare(definition, key, read=read) if key is None else key
     told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
     name = f"{definition.screen} {key}"
     with (
         recorded("screen", name, tags=[definition.screen], **told),
-        opened(definition, key) as (store, run, judges, shown),
+        opened(definition, key) as (store, run, judges, shown, hold),
     ):
         try:
             require_calibration(store, run, definition)
@@ -136,7 +148,7 @@ def screen_candidates(
             for line in standing(store, run):
                 say(line, shown)
             for _ in range(ROUNDS):
-                works = tier_works(definition, store, run, judges)
+                works = tier_works(definition, store, run, judges, hold)
                 if not Cascade(definition, works, shown).run():
                     break
         finally:
@@ -175,7 +187,9 @@ def read_candidates(
     say(in_words(read), shown)
 
 
-def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) -> list[TierWork]:
+def tier_works(
+    definition: Screen, store: Store, run: Run, judges: list[int], hold: Hold
+) -> list[TierWork]:
     """The tiers with their prices and budgets as they stand now."""
     prices = [price_of(tier) for tier in definition.tiers]
     price_ids = [store.tiers.set_price(run.id, i, price) for i, price in enumerate(prices)]
@@ -191,6 +205,7 @@ def tier_works(definition: Screen, store: Store, run: Run, judges: list[int]) ->
             by_tokens=_by_tokens(definition, position, price),
             admission=budgets.admission(position),
             budgets=budgets,
+            pausing=hold.pausing.is_set,
         )
         for position, (judge_id, price) in enumerate(zip(judges, prices, strict=True))
     ]

@@ -6,14 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 from db.engine import check_ready, open_engine
-from db.store import DatabaseError, InputRefused, Run, RunState, Store, StoreError
+from db.store import InputRefused, Run, RunState, Store
 from flows import recorder
 from flows.guarantee.audit import alarm_of
-from flows.owner import is_dead, owner
 from flows.progress import Display, display, say
+from flows.run.hold import Hold, Paused, held
 from flows.settings import Settings, load_keys
 from tiers.backends.openai.account import hide, key_route
 from tiers.opening import identity
@@ -25,14 +26,14 @@ from tiers.screenfile.tiers import RemoteTier
 from tiers.tier import job_of
 from tiers.types import TierError
 
-LOCK_SECONDS = 300.0
-
 
 @contextmanager
 def opened(
     definition: Screen, key: str | None, doing: str = ""
-) -> Iterator[tuple[Store, Run, list[int], Display]]:
-    """Hold a run while it is worked on: its store, itself, its tiers' judges and what is shown.
+) -> Iterator[tuple[Store, Run, list[int], Display, Hold]]:
+    """Hold a run while it is worked on: its store, itself, its tiers' judges, display and hold.
+
+    A pause that a person asked for leaves the block and goes on after it.
 
     Raises:
         TierError: a model, a key or a price is not there.
@@ -46,14 +47,19 @@ def opened(
     try:
         store = Store(engine)
         run = open_run(store, definition, key)
-        with ending_on_signals(), working(store, run, definition), display() as shown:
+        with (
+            ending_on_signals(),
+            working(store, run, definition) as hold,
+            display() as shown,
+        ):
+            run = replace(run, attempt=hold.attempt)
             say(f"{doing}run {run.key} of screen {run.screen}", shown)
             for tier in definition.tiers:
                 if isinstance(tier, RemoteTier) and (route := key_route(tier)) is not None:
                     say(f"{tier.name}: the key in {route}", shown)
             # Before anything is decided anew: a run keeps the judges that it began with.
             judges = [store.tiers.set_judge(run.id, i, each) for i, each in enumerate(identities)]
-            yield store, run, judges, shown
+            yield store, run, judges, shown, hold
     finally:
         engine.dispose()
 
@@ -72,56 +78,58 @@ def as_config(definition: Screen) -> dict[str, object]:
 
 
 @contextmanager
-def working(store: Store, run: Run, definition: Screen) -> Iterator[None]:
-    """Hold the run's lock; write down how the work on it ended, whatever ended it."""
+def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
+    """Hold the run's lock; write down how the work on it ended, whatever ended it.
+
+    A pause ends the work without an exception.
+    """
     began = time.monotonic()
-    with held(store, run):
+    with held(store, run) as hold:
         before = store.runs.status(run.id)
-        store.runs.resume(run.id, as_config(definition))
+        store.runs.resume(run.id, as_config(definition), attempt=hold.attempt)
         state, reason = RunState.FAILED, None
         as_before = False
         try:
-            yield
+            yield hold
             state, reason = how_it_stands(store, run)
-        except TierError as error:
-            state, reason = RunState.STOPPED, _without_keys(str(error), run)
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            state = RunState.CANCELLED
-            raise
         except BaseException as error:
+            state, reason = _how_it_ended(error, hold)
             taken_back = isinstance(error, InputRefused | ScreenError)
             as_before = taken_back and before.run.state is not RunState.RUNNING
-            reason = _without_keys(f"{type(error).__name__}: {error}", run)
-            raise
+            if hold.lost is not None and isinstance(error, KeyboardInterrupt):
+                raise hold.lost from None
+            if state is not RunState.PAUSED:
+                raise
         finally:
             recorder.current().end(state, reason)
             if as_before:
-                store.runs.put_back(before)
+                store.runs.put_back(before, attempt=hold.attempt)
             else:
-                store.runs.finish(run.id, state, reason=reason, seconds=time.monotonic() - began)
+                seconds = time.monotonic() - began
+                store.runs.finish(
+                    run.id, state, reason=reason, seconds=seconds, attempt=hold.attempt
+                )
 
 
-@contextmanager
-def held(store: Store, run: Run) -> Iterator[None]:
-    """Keep every other process off the run.
+def _how_it_ended(error: BaseException, hold: Hold) -> tuple[RunState, str | None]:
+    """The state of a run whose work was broken off, and why."""
+    match error:
+        case TierError():
+            return RunState.STOPPED, _without_keys(str(error), hold.run)
+        case KeyboardInterrupt() if hold.lost is not None:
+            return RunState.STOPPED, str(hold.lost)
+        case Paused():
+            return RunState.PAUSED, _as_asked(hold.run)
+        case KeyboardInterrupt() if hold.pause_forced:
+            return RunState.PAUSED, _as_asked(hold.run)
+        case KeyboardInterrupt() | SystemExit():
+            return RunState.CANCELLED, None
+        case _:
+            return RunState.FAILED, _without_keys(f"{type(error).__name__}: {error}", hold.run)
 
-    Raises:
-        StoreError: another process holds it.
-    """
-    holder = store.runs.status(run.id).lock_owner
-    if holder is not None and is_dead(holder):
-        store.runs.unlock(run.id, holder)
-    store.runs.lock(run.id, owner(), seconds=LOCK_SECONDS)
-    over = threading.Event()
-    keeper = threading.Thread(target=_keep_lock, args=(store, run, over), daemon=True)
-    keeper.start()
-    try:
-        yield
-    finally:
-        over.set()
-        keeper.join()
-        store.runs.unlock(run.id, owner())
+
+def _as_asked(run: Run) -> str:
+    return f"as asked for; go on with: tamis resume {run.key}"
 
 
 @contextmanager
@@ -171,15 +179,3 @@ def _without_keys(text: str, run: Run) -> str:
     for name in names - {None}:
         text = hide(text, os.environ.get(str(name), "").strip())
     return text
-
-
-def _keep_lock(store: Store, run: Run, over: threading.Event) -> None:
-    """Renew the lock however long a block, a model's loading or a reading takes."""
-    while not over.wait(LOCK_SECONDS / 10):
-        try:
-            store.runs.renew(run.id, owner(), seconds=LOCK_SECONDS)
-        except DatabaseError:
-            continue  # the main thread meets the same trouble, and tells it
-        except StoreError:
-            recorder.stop_main()  # another process took the run over: leave it to that one
-            return
