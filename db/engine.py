@@ -196,14 +196,19 @@ def _check_revision(revision: str | None, url: URL) -> None:
     )
 
 
+_UNREADABLE = (
+    "the database URL cannot be read; write sqlite:///tamis.db or "
+    "postgresql://user:password@host/name, and %40 for an @ in a password, %3A for a colon"
+)
+
+
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise WrongUrl(
-            "the database URL cannot be read; "
-            "write sqlite:///tamis.db or postgresql://user:password@host/name"
-        ) from error
+    except (ArgumentError, ValueError):
+        raise WrongUrl(_UNREADABLE) from None
+    if "@" in (parsed.host or ""):
+        raise WrongUrl(_UNREADABLE)
     match parsed.get_backend_name():
         case "sqlite":
             return parsed

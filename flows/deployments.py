@@ -17,7 +17,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from flows import served
 from flows.collect import collect
@@ -202,7 +202,8 @@ def _screen_form(one: Served, files: list[str]) -> type[BaseModel]:
                     description=f"{said} From 0 to 1. In the screen file: {as_now}.",
                 ),
             )
-    thresholds = create_model("Thresholds", **bounds)
+    closed = ConfigDict(extra="forbid")
+    thresholds = create_model("Thresholds", __config__=closed, **bounds)
     return create_model(
         "ScreenForm",
         **_common(one, files),
@@ -316,6 +317,7 @@ def _schema(form: type[BaseModel]) -> dict[str, Any]:
     return {
         "title": "Parameters",
         "type": "object",
+        "additionalProperties": False,
         "properties": properties,
         "required": found.get("required", []),
         "definitions": found.get("$defs", {}),
@@ -379,6 +381,7 @@ def _cron(cron: str | None, timezone: str) -> CronSchedule | None:
         return CronSchedule(cron=cron, timezone=timezone)
     except (ValidationError, ValueError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        why = why.removeprefix("Value error, ")
         raise ServerError(
             f"--cron '{cron}' in time zone '{timezone}' is no schedule: {why}; write five fields, "
             "minute hour day month weekday, such as --cron '0 6 * * *' for six in the morning"

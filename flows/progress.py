@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import (
@@ -34,7 +34,8 @@ class Display:
 
     def say(self, text: str) -> None:
         if self._bars is None:
-            print(visible(text), file=sys.stderr, flush=True)  # noqa: T201 - a log's line
+            with suppress(BrokenPipeError):  # who listened is gone, and the run goes on
+                print(visible(text), file=sys.stderr, flush=True)  # noqa: T201 - a log's line
         else:
             self._bars.console.print(visible(text), highlight=False, markup=False, emoji=False)
 

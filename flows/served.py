@@ -3,7 +3,9 @@
 Nothing in here raises: what went wrong is the state's message, which says what to do.
 """
 
+import re
 from datetime import datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from db.errors import RunHeld
 from db.store import Change, RunState, Store, StoreError, opened_store
 from flows.calibrate import calibrate as calibrate_flow
 from flows.files.writing import WritingError
+from flows.owner import state_of
 from flows.recorder import recorded
 from flows.report.summary import reuse_line, summary
 from flows.run.screening import prepare, screen_candidates
@@ -28,6 +31,7 @@ from tiers.screenfile.limits import BudgetSection
 from tiers.types import TierError
 
 EXPECTED = (ScreenError, StoreError, TierError, WritingError)
+OVER = (RunState.DONE, RunState.ALARM, RunState.INCOMPLETE)
 STOPPED = "stopped; what was judged is kept. Start the same run again to go on"
 
 
@@ -71,8 +75,13 @@ def screen(
         moves = _moves(definition, thresholds or {})
         check_ready(Settings().database())
         with opened_store(Settings().database()) as store:
-            if (done := _done_since(store, definition)) is not None:
-                return Completed(message=f"nothing to do: run {done} began after this was due")
+            if (due := _due()) is not None:
+                if (done := _done_since(store, definition, due)) is not None:
+                    said = f"nothing to do: run {done} began after this was due"
+                    return Completed(message=said)
+                if (busy := _at_work(store, definition)) is not None:
+                    return Completed(name="Already running", message=f"already running: {busy}")
+                key = key or _key_of(definition, due)
             if calibrate_first:
                 made = calibrate_flow.fn(definition, key=key, limit=limit, read=read)
                 if made["status"] != "certified":
@@ -143,14 +152,15 @@ def calibrate(
         return Cancelled(message=STOPPED)
 
 
-def kept_definition(name: str) -> Path:
-    """Where the last definition of a served screen is kept that could be read."""
-    return Settings().data_folder.resolve() / "served" / f"{name}.json"
+def kept_definition(file: Path) -> Path:
+    """Where the last definition of a screen file is kept that could be read."""
+    mark = blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()
+    return Settings().data_folder.resolve() / "served" / f"{file.stem}-{mark}.json"
 
 
 def keep(definition: Screen, file: Path) -> None:
     """Keep a definition that could be read, in case its file is edited into one that cannot."""
-    path = kept_definition(file.stem)
+    path = kept_definition(file)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(definition.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
@@ -166,7 +176,7 @@ def definition_of(file: Path) -> tuple[Screen, str | None]:
     try:
         definition = load_screen(file)
     except ScreenError as fault:
-        kept = kept_definition(file.stem)
+        kept = kept_definition(file)
         try:
             definition = Screen.model_validate_json(kept.read_text("utf-8"))
         except (OSError, ValidationError):
@@ -214,24 +224,48 @@ def _move(store: Store, key: str, moves: dict[int, dict[str, float]]) -> None:
     in_use = {one.position: one for one in store.policies.versions(run.id) if one.in_use}
     for position, bounds in moves.items():
         change = Change(**{**in_use[position].thresholds._asdict(), **bounds})
+        low, high = change
+        if low is not None and high is not None and low > high:
+            raise TierError(
+                f"thresholds of tier '{in_use[position].tier}': reject below {low:g} lies above "
+                f"accept above {high:g}; write the lower number in reject below"
+            )
         if change != in_use[position].thresholds:
             store.policies.move(
                 run.id, position, change, author="Prefect UI", reason="set in the form of a run"
             )
 
 
-def _done_since(store: Store, definition: Screen) -> str | None:
-    """The key of a run of this screen that was begun after this flow run was due, and is done.
+def _due() -> datetime | None:
+    """When a schedule wanted this flow run; None where a person started it."""
+    due = flow_run.scheduled_start_time
+    scheduled = "auto-scheduled" in (flow_run.tags or [])
+    return due if scheduled and isinstance(due, datetime) else None
+
+
+def _key_of(definition: Screen, due: datetime) -> str:
+    """The key of a schedule's run: each time is a run of its own, and nobody else's."""
+    return f"{definition.screen}-{due:%Y%m%d-%H%M}"
+
+
+def _done_since(store: Store, definition: Screen, due: datetime) -> str | None:
+    """The key of a schedule's run that was begun after this one was due, and is over.
 
     A server that was away fires all schedules that it missed: the first of them does their work.
     """
-    due = flow_run.scheduled_start_time
-    if not isinstance(due, datetime) or "auto-scheduled" not in (flow_run.tags or []):
-        return None
+    scheduled = re.compile(rf"{re.escape(definition.screen)}-[0-9]{{8}}-[0-9]{{4}}")
     for status in store.runs.newest(50):
-        if status.run.screen == definition.screen and status.run.state is RunState.DONE:
+        if scheduled.fullmatch(status.run.key) and status.run.state in OVER:
             began = status.started or status.run.created
             return status.run.key if began > due else None
+    return None
+
+
+def _at_work(store: Store, definition: Screen) -> str | None:
+    """The key of a run of this screen that a process works on."""
+    for status in store.runs.newest(50):
+        if status.run.screen == definition.screen and status.locked:
+            return status.run.key if state_of(status) is RunState.RUNNING else None
     return None
 
 

@@ -8,6 +8,7 @@ tells them to the server, and stays some time longer for the next run.
 import atexit
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -221,9 +222,17 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
     Raises:
         ServerError: the port is taken, or the server does not start.
     """
-    command = _server_command(settings, port)
     home = prefect_home(settings)
     known = home / "server.json"
+    with suppress(OSError, ValueError, KeyError):  # left by a process like this that was killed
+        left = json.loads(known.read_text("utf-8"))
+        if left.get("ui") and running_server(home) is not None:
+            os.kill(int(left["pid"]), signal.SIGTERM)
+            for _ in range(50):
+                if not _answers(str(left["url"])):
+                    break
+                time.sleep(0.2)
+    command = _server_command(settings, port)
     with (home / "server.log").open("ab") as log:
         server = subprocess.Popen(  # noqa: S603
             command,
@@ -241,7 +250,8 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
             if _answers(url):
                 break
             time.sleep(0.2)
-        known.write_text(json.dumps({"url": url, "version": version("prefect")}), "utf-8")
+        told = {"url": url, "version": version("prefect"), "pid": server.pid, "ui": True}
+        known.write_text(json.dumps(told), "utf-8")
         yield url
     finally:
         known.unlink(missing_ok=True)

@@ -28,7 +28,9 @@ def serve(
     files: Files,
     cron: Cron = None,
     timezone: Zone = "UTC",
-    port: Annotated[int, typer.Option(help="Of our own server and its UI.")] = 4200,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Of our own server and its UI.")
+    ] = 4200,
     database: Database = None,
 ) -> None:
     """Have screens started from the Prefect UI and by a schedule, until Ctrl-C or SIGTERM.
@@ -52,7 +54,8 @@ def serve(
         for one in deployed:
             out.print(f"  {one.name}")
         when = f"; each screen runs at '{cron}' ({timezone})" if cron else ""
-        out.print(f"serving {len(screens)} screens{when}; Ctrl-C ends it, schedules stay on")
+        many = "1 screen" if len(screens) == 1 else f"{len(screens)} screens"
+        out.print(f"serving {many}{when}; Ctrl-C ends it, schedules stay on")
         asyncio.run(run_what_is_asked(deployed))
     out.print("ended; what was judged is kept")
 
@@ -103,7 +106,9 @@ def deploy(
 
 
 @app.command(epilog="Example: `tamis ui`, then open the address that it prints")
-def ui(port: Annotated[int, typer.Option(help="Where to listen.")] = 4200) -> None:
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 4200,
+) -> None:
     """Open the Prefect UI on this project's runs, until Ctrl-C."""
     from flows.server import serve_ui
 

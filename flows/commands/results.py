@@ -16,7 +16,7 @@ from flows.commands.console import (
     print_rows,
     settings,
 )
-from flows.files.writing import Format, format_of, results_of, write_results
+from flows.files.writing import Format, format_of, names_of, results_of, write_results
 from flows.terminal import number, visible
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def results(
         limit=limit,
         columns=[] if no_fields else wanted,
     )
-    write_results(rows, output, chosen, raw=raw)
+    names = names_of(store, store.runs.find(run_key))
+    write_results(rows, output, chosen, raw=raw, names=names)
 
 
 @app.command(epilog="Example: `tamis explain monday A0000017`")

@@ -1,6 +1,7 @@
 """Results handed on once a run is done: to a file, or to a table of somebody's database."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -9,7 +10,7 @@ from typing import Any
 
 from db.store import Run, Store
 from flows.files.sources import hidden, with_driver
-from flows.files.writing import WritingError, format_of, results_of, write_results
+from flows.files.writing import WritingError, format_of, names_of, results_of, write_results
 from flows.settings import load_keys
 from tiers.screenfile.limits import AfterSection
 
@@ -29,12 +30,12 @@ def write_after(store: Store, run: Run, after: AfterSection) -> str:
 
 
 def _to_file(store: Store, run: Run, after: AfterSection, pattern: str) -> str:
-    path = Path(pattern.replace("{run}", run.key).replace("{screen}", run.screen))
+    path = Path(pattern.replace("{run}", _as_name(run.key)).replace("{screen}", run.screen))
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = results_of(store, run, verdict=after.verdict, limit=None, columns=None)
-        write_results(rows, part, format_of(path))
+        write_results(rows, part, format_of(path), names=names_of(store, run))
         part.replace(path)
     except OSError as error:
         raise _refused(run, f"{path} cannot be written: {error.strerror or error}") from error
@@ -42,6 +43,11 @@ def _to_file(store: Store, run: Run, after: AfterSection, pattern: str) -> str:
         with suppress(OSError):
             part.unlink(missing_ok=True)
     return f"results written to {path}"
+
+
+def _as_name(key: str) -> str:
+    """A run's key as a part of a file's name, which leads into no other folder."""
+    return re.sub(r"[^\w.@+-]+", "-", key).lstrip(".") or "run"
 
 
 def _to_table(store: Store, run: Run, after: AfterSection) -> str:
@@ -82,5 +88,5 @@ def _rows(store: Store, run: Run, after: AfterSection) -> Iterator[dict[str, Any
 def _refused(run: Run, why: str) -> WritingError:
     return WritingError(
         f"run {run.key} is done, and its results could not be handed on: {why}. "
-        "The same command tries again and pays for nothing twice"
+        f"Run again with --key {run.key}: they are handed on again, and nothing is paid for twice"
     )

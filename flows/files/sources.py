@@ -20,6 +20,10 @@ from tiers.screenfile.file import STDIN, SqlSource
 EVEN = (".csv", ".tsv", ".parquet", ".xlsx")
 """Tables in which each row has all columns."""
 PAGE = 1_000
+NO_ADDRESS = (
+    "the address in the variable cannot be read; write postgresql://user:password@host/name, and "
+    "%40 for an @ in a password, %3A for a colon"
+)
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """The package that fsspec needs for an address that begins so."""
 
@@ -164,6 +168,7 @@ def _rows_of_query(source: SqlSource) -> Iterator[Read]:
             with engine.connect() as connection:
                 streaming = connection.execution_options(stream_results=True, yield_per=PAGE)
                 with streaming.execute(text(source.sql)) as rows:
+                    _require_once(source, list(rows.keys()))
                     for line, row in enumerate(rows, 1):
                         yield Record(line, dict(row._mapping))
         finally:
@@ -173,11 +178,23 @@ def _rows_of_query(source: SqlSource) -> Iterator[Read]:
         raise ScreenError(source.sql, [f"candidates.from: {hidden(why, url)}"]) from error
 
 
+def _require_once(source: SqlSource, names: list[str]) -> None:
+    if doubled := {name for name in names if names.count(name) > 1}:
+        said = f"two columns are called '{min(doubled)}'; name one of them anew: AS other_name"
+        raise ScreenError(source.sql, [f"candidates.from: {said}"])
+
+
 def with_driver(url: str) -> Any:
     """The address with the driver that is installed: SQLAlchemy would take another for Postgres."""
     from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
 
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError(NO_ADDRESS) from None
+    if "@" in (parsed.host or ""):
+        raise ValueError(NO_ADDRESS)
     if parsed.drivername in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     return parsed

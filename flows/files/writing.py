@@ -4,7 +4,7 @@ import csv
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import chain, islice
 from pathlib import Path
@@ -80,6 +80,17 @@ def results_of(
     return _with_columns(rows, wanted or [])
 
 
+def names_of(store: "Store", run: "Run") -> list[str]:
+    """The columns of a run's results, whether there is one or not."""
+    tiers = [
+        f"{row.tier}_{name}"
+        for row in store.results.funnel(run.id)
+        for name in ("score", "reading")
+    ]
+    ours = ["key", "verdict", "tier", "score", "why", *tiers]
+    return [*ours, *_distinct(store.results.field_names(run.id), ours).values()]
+
+
 def _with_columns(rows: Iterator[dict[str, Any]], columns: list[str]) -> Iterator[dict[str, Any]]:
     names: dict[str, str] = {}
     for row in rows:
@@ -105,7 +116,12 @@ def _distinct(columns: list[str], ours: list[str]) -> dict[str, str]:
 
 
 def write_results(
-    rows: Iterator[dict[str, Any]], output: Path | None, format_: Format, *, raw: bool = False
+    rows: Iterator[dict[str, Any]],
+    output: Path | None,
+    format_: Format,
+    *,
+    raw: bool = False,
+    names: Sequence[str] = (),
 ) -> None:
     """Stream results to a file or to stdout.
 
@@ -114,6 +130,7 @@ def write_results(
         output: a file; stdout by default.
         format_: how they are written.
         raw: leave cells of a CSV that a spreadsheet takes for formulas as they are.
+        names: of the columns, for a file without a row.
     """
     # The first is read before a file is emptied that would then have nothing in it.
     rows = chain(list(islice(rows, 1)), rows)
@@ -122,7 +139,7 @@ def write_results(
             raise WritingError(
                 "Parquet cannot be written to a terminal; give --output FILE.parquet"
             )
-        _write_parquet(rows, output)
+        _write_parquet(rows, output, names)
         return
     stream = sys.stdout if output is None else output.open("w", newline="", encoding="utf-8")
     try:
@@ -132,7 +149,7 @@ def write_results(
             case Format.JSON:
                 _write_array(rows, stream)
             case _:
-                _write_csv(rows, stream, raw=raw)
+                _write_csv(rows, stream, names, raw=raw)
     finally:
         if output is not None:
             stream.close()
@@ -146,7 +163,9 @@ def _write_array(rows: Iterable[dict[str, Any]], stream: Any) -> None:
     stream.write("[]\n" if before == "[\n" else "\n]\n")
 
 
-def _write_csv(rows: Iterable[dict[str, Any]], stream: Any, *, raw: bool) -> None:
+def _write_csv(
+    rows: Iterable[dict[str, Any]], stream: Any, names: Sequence[str], *, raw: bool
+) -> None:
     writer = csv.writer(stream, lineterminator="\n")
     seen = stream.isatty()
 
@@ -157,13 +176,17 @@ def _write_csv(rows: Iterable[dict[str, Any]], stream: Any, *, raw: bool) -> Non
         text = text if raw else defused(text)
         return visible(text) if seen else text
 
-    for number, row in enumerate(rows):
-        if number == 0:
+    begun = False
+    for row in rows:
+        if not begun:
             writer.writerow(map(cell, row))
+            begun = True
         writer.writerow(map(cell, row.values()))
+    if not begun and names:
+        writer.writerow(map(cell, names))
 
 
-def _write_parquet(rows: Iterator[dict[str, Any]], output: Path) -> None:
+def _write_parquet(rows: Iterator[dict[str, Any]], output: Path, names: Sequence[str]) -> None:
     """Our scores as numbers, all else as text: a column of the input may hold anything."""
     import duckdb
 
@@ -176,7 +199,8 @@ def _write_parquet(rows: Iterator[dict[str, Any]], output: Path) -> None:
             longest = max(longest, lines.write(orjson.dumps(row) + b"\n"))
         lines.flush()
         if not longest:
-            raise WritingError("no results to write")
+            row = dict.fromkeys(names or ("key", "verdict", "tier", "score", "why"))
+            scores = {name for name in row if name == "score" or name.endswith("_score")}
         kinds = ", ".join(
             f"{_quoted(name)}: '{'DOUBLE' if name in scores else 'VARCHAR'}'" for name in row
         )

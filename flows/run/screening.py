@@ -28,6 +28,7 @@ from tiers.screenfile.tiers import RemoteTier
 from tiers.tier import job_of
 from tiers.types import Price, TierError
 
+OVER = (RunState.DONE, RunState.ALARM, RunState.INCOMPLETE)
 ROUNDS = 4
 """How often a budget that left something over is spent on more candidates."""
 
@@ -158,7 +159,9 @@ def screen_candidates(
 
 
 def hand_on(definition: Screen, key: str) -> None:
-    """Write the results of a run that is done where the screen wants them.
+    """Write the results of a run where the screen wants them, once everybody has a verdict.
+
+    Rows that cannot be read make a run incomplete, and hold nothing up.
 
     Raises:
         WritingError: they cannot be written there; the run is done all the same.
@@ -167,7 +170,7 @@ def hand_on(definition: Screen, key: str) -> None:
         return
     with opened_store(Settings().database()) as store:
         run = store.runs.find(key)
-        if run.state is RunState.DONE:
+        if run.state in OVER and not store.runs.account(run.id).pending:
             current().say(write_after(store, run, definition.after))
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -62,6 +63,16 @@ class Candidates(Section):
 
     shard: str | None = Field(None, pattern=r"^[0-9]{1,4}/[0-9]{1,4}$")
     """Only a part of them, by a hash of the key: `2/8` is the second of eight parts."""
+
+    @field_validator("source")
+    @classmethod
+    def _no_password(cls, source: Any) -> Any:
+        if isinstance(source, str) and "@" in urlsplit(source).netloc:
+            raise ValueError(
+                "the address holds a user or a password; a screen file holds no secrets: leave it "
+                "out, and give it to the driver by its own configuration"
+            )
+        return source
 
     @field_validator("shard")
     @classmethod
@@ -181,9 +192,13 @@ def load_screen(path: Path) -> Screen:
     except ValidationError as error:
         problems += [problem_of(fault, tree, SECTIONS) for fault in error.errors()]
         raise ScreenError(str(path), problems) from error
+    anchored = _anchored(screen, path.resolve().parent)
+    after = anchored.after
+    if after is not None and after.results == anchored.candidates.source:
+        problems.append("after.results: would write over the candidates' own file; name another")
     if problems:
         raise ScreenError(str(path), problems)
-    return _anchored(screen, path.resolve().parent)
+    return anchored
 
 
 def _anchored(screen: Screen, folder: Path) -> Screen:
