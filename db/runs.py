@@ -283,8 +283,8 @@ class Runs(Noun):
             holder = get(connection, run_id)
         raise RunHeld(
             f"run '{holder['key']}' is being worked on by {_process(holder['lock_owner'])} until "
-            f"{holder['lock_until']:%Y-%m-%d %H:%M:%S} UTC at least; wait for it, or end that "
-            "process and try again after that time"
+            f"{holder['lock_until']:%Y-%m-%d %H:%M:%S} UTC at least; wait for it, or end it "
+            f"with: tamis pause {holder['key']}; if its machine is gone, try again after that time"
         )
 
     def renew(

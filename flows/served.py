@@ -277,7 +277,8 @@ def _how_it_stands(store: Store, key: str) -> State[Any]:
     if run.state is RunState.WAITING:
         return Completed(name="Waiting", message=finished.reason)
     reason = finished.reason or "candidates failed or are pending"
-    return Failed(
+    ended = Cancelled if run.state is RunState.PAUSED else Failed
+    return ended(
         name=str(run.state).capitalize(),
         message=f"run {key} is {run.state}: {reason}; start the same run again to go on",
     )

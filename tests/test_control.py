@@ -13,6 +13,9 @@ import pytest
 from db.query import ask
 from db.store import RunState, Store, StoreError
 from flows.repair import repair
+from flows.run.retune import retuned
+from tiers.screenfile.file import Screen
+from tiers.screenfile.tiers import HttpTier
 
 from .openai_server import ModelServer
 from .project import Project
@@ -261,6 +264,28 @@ def test_settings_are_changed_for_the_next_resume_and_the_cost_is_told_before(
     assert "a resume would" not in out
 
 
+def test_settings_of_one_tier_leave_the_others_and_the_identity_of_the_run() -> None:
+    tiers = [
+        {"name": name, "backend": "http", "base_url": f"http://127.0.0.1:{port}/v1", "model": "m",
+         "policy": {"accept_above": 0.5}, "price": 0}
+        for name, port in (("first", 1), ("second", 2))
+    ]  # fmt: skip
+    before = Screen.model_validate(
+        {"screen": "x", "candidates": {"from": "f", "key": "id"}, "rubric": "r", "tiers": tiers}
+        | {"budget": {"tokens": 7}}
+    )
+    after = retuned(before, tier="second", concurrency=3, budget_usd=2.0)
+    first, second = after.tiers
+    assert first == before.tiers[0]
+    assert isinstance(second, HttpTier)
+    assert second.budget is not None
+    assert (second.concurrency, second.budget.usd) == (3, 2.0)
+    assert after.digest == before.digest
+    whole = retuned(before, tier=None, concurrency=None, budget_usd=9.0)
+    assert whole.budget is not None
+    assert (whole.budget.usd, whole.budget.tokens) == (9.0, 7)
+
+
 def test_a_concurrency_is_for_tiers_that_have_one(project: Project) -> None:
     project.env["TAMIS_RECORD"] = "false"
     project.write(tier("only", "accept_above: 0.5"), count=3)
@@ -314,6 +339,8 @@ def test_runs_whose_process_is_gone_are_put_right_here_and_in_prefect(
 
 def test_a_repaired_run_that_was_not_gone_writes_nothing_any_more(store: Store) -> None:
     run = new_run(store)
+    store.runs.lock(run.id, "elsewhere 1 0 boot space", seconds=60)
+    assert repair(store) == [], "it may live, as far as can be seen from here"
     attempt = store.runs.lock(run.id, "elsewhere 1 0 boot space", seconds=0)
     (repaired,) = repair(store)
     assert repaired.id == run.id

@@ -1,6 +1,7 @@
 """Screens that people start from the Prefect UI and schedules: a real server, a real serving process."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -98,10 +99,24 @@ def test_a_form_starts_a_run_and_tells_how_it_ended(project: Project, prefect_ur
         code, out, _ = project.tamis("sql", sql, "--json", "--database", project.database)
         assert (code, json.loads(out)) == (0, [{"reject_below": 0.9, "author": "Prefect UI"}])
 
-        for wrong in ({"limit": 0}, {"thresholds": {"first_reject_below": 2}}, {"file": "other"}):
+        crossed = {"first_reject_below": 0.9, "first_accept_above": 0.1}
+        refused_run = started(prefect_url, "screen/formed", {"key": "other", "thresholds": crossed})
+        state, message = ended(prefect_url, refused_run)[1:]
+        assert (state, "reject below 0.9 lies above accept above 0.1" in message) == (
+            "Failed",
+            True,
+        )
+
+        for wrong in (
+            {"limit": 0},
+            {"nix": 1},
+            {"thresholds": {"first_reject_below": 2}},
+            {"file": "other"},
+        ):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 started(prefect_url, "screen/formed", wrong)
             assert refused.value.code in (409, 422)
+            refused.value.close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert not deployment(prefect_url, "screen/formed")["paused"]
@@ -164,6 +179,7 @@ def test_a_schedule_judges_what_is_new_and_outlives_its_process(
     with serving(project, "screen.yaml", "--cron", "* * * * *"):
         both = until(lambda: len(found := due(prefect_url, mine)()) > 1 and found, 150)
         (second,) = [one for one in both if one != first][:1]
+        assert re.fullmatch(r"nightly nightly-\d{8}-\d{4}", ended(prefect_url, second)[0])
         message = ended(prefect_url, second)[2]
         assert "30 candidates" in message
     code, out, _ = project.tamis(

@@ -12,10 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import openpyxl
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from db.engine import open_engine
+from db.errors import WrongUrl
 from db.store import Row, opened_store
 from flows.files.ingest import check_input, to_rows
 from flows.files.sources import sources
@@ -268,3 +271,45 @@ def test_a_query_without_its_address_is_refused(tmp_path: Path) -> None:
 def test_compressed_lines_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1, "t": "x"}\n'))
     assert [row.key for row in rows_of(candidates(str(tmp_path / "a.jsonl.gz")))] == ["1"]
+
+
+def test_a_file_is_handed_on_where_nobody_has_that_verdict(folder: Path) -> None:
+    (folder / "in.csv").write_text("id,title\n1,one\n2\n")  # and a row that cannot be read
+    for suffix in ("csv", "parquet"):
+        after = f"{{results: '{{run}}.{suffix}', verdict: review}}"
+        screened(load_screen(write(folder, "in.csv", after)), key="../../mon day")
+    header = (folder / "mon-day.csv").read_text().splitlines()
+    assert header == ["key,verdict,tier,score,why,only_score,only_reading,id,title"]
+    names = duckdb.sql(f"SELECT * FROM '{folder}/mon-day.parquet'").columns
+    assert names[:4] == ["key", "verdict", "tier", "score"]
+
+
+def test_results_never_go_over_the_input(folder: Path) -> None:
+    (folder / "in.csv").write_text("id,title\n1,one\n")
+    with pytest.raises(ScreenError, match="would write over the candidates' own file"):
+        load_screen(write(folder, "in.csv", "{results: in.csv}"))
+
+
+def test_an_address_with_a_secret_is_refused_and_not_repeated(
+    folder: Path, warehouse: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ScreenError, match="holds a user or a password") as refused:
+        load_screen(write(folder, "'http://bob:hunter2@127.0.0.1/a.csv'"))
+    assert "hunter2" not in str(refused.value)
+    definition = load_screen(write(folder, QUERY))
+    for address in (
+        "postgresql://bob:gei@Secret77@127.0.0.1/d",
+        "postgresql://bob:gei@Sec:ret77@127.0.0.1/d",
+    ):
+        monkeypatch.setenv("WAREHOUSE_URL", address)
+        with pytest.raises(ScreenError, match="%40 for an @ in a password") as told:
+            screened(definition)
+        assert "ret77" not in str(told.value)
+        with pytest.raises(WrongUrl, match="%40 for an @ in a password") as said:
+            open_engine(address)
+        assert "ret77" not in str(said.value)
+    add(warehouse, "a")
+    monkeypatch.setenv("WAREHOUSE_URL", warehouse.url.render_as_string(hide_password=False))
+    twice = '{sql: "SELECT a.id, b.id FROM paper a JOIN paper b ON a.id = b.id", url_variable: WAREHOUSE_URL}'
+    with pytest.raises(ScreenError, match="two columns are called 'id'"):
+        screened(load_screen(write(folder, twice)))

@@ -47,7 +47,7 @@ def _to_file(store: Store, run: Run, after: AfterSection, pattern: str) -> str:
 
 def _as_name(key: str) -> str:
     """A run's key as a part of a file's name, which leads into no other folder."""
-    return re.sub(r"[^\w.@+-]+", "-", key).lstrip(".") or "run"
+    return re.sub(r"[^\w.@+-]+", "-", key).lstrip(".-") or "run"
 
 
 def _to_table(store: Store, run: Run, after: AfterSection) -> str:

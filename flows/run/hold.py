@@ -36,6 +36,8 @@ class Hold:
         """A person asked for a pause: no new candidate is begun."""
         self.pause_forced = False
         """What was under way took too long, so that the main thread was interrupted."""
+        self.over = threading.Event()
+        """The work has ended: nothing interrupts the main thread any more."""
 
 
 @contextmanager
@@ -52,25 +54,24 @@ def held(store: Store, run: Run) -> Iterator[Hold]:
     if holder is not None and is_dead(holder):
         store.runs.unlock(run.id, holder)
     hold = Hold(run, store.runs.lock(run.id, owner(), seconds=LOCK_SECONDS))
-    over = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(store, hold, over), daemon=True)
-    watch = threading.Thread(target=_watch, args=(hold, over), daemon=True)
+    keeper = threading.Thread(target=_keep, args=(store, hold), daemon=True)
+    watch = threading.Thread(target=_watch, args=(hold,), daemon=True)
     keeper.start()
     watch.start()
     try:
         yield hold
     finally:
-        over.set()
+        hold.over.set()
         watch.join()
         if hold.lost is None:  # else the keeper may wait for a database that is away
             keeper.join()
         store.runs.unlock(run.id, owner())
 
 
-def _keep(store: Store, hold: Hold, over: threading.Event) -> None:
+def _keep(store: Store, hold: Hold) -> None:
     """Renew the lock however long a block, a model's loading or a reading takes."""
     run_id, attempt = hold.run.id, hold.attempt
-    while not over.wait(_look_seconds()):
+    while not hold.over.wait(_look_seconds()):
         asked = time.monotonic()
         try:
             if asked - hold.renewed >= LOCK_SECONDS / 3:
@@ -85,10 +86,10 @@ def _keep(store: Store, hold: Hold, over: threading.Event) -> None:
             return
 
 
-def _watch(hold: Hold, over: threading.Event) -> None:
+def _watch(hold: Hold) -> None:
     """End the work in time, also where the keeper waits for a database that does not answer."""
     asked: float | None = None
-    while not over.wait(_look_seconds()):
+    while not hold.over.wait(_look_seconds()):
         now = time.monotonic()
         if now - hold.renewed >= LOCK_SECONDS * 2 / 3:
             seconds = now - hold.renewed

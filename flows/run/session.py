@@ -101,6 +101,7 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
             if state is not RunState.PAUSED:
                 raise
         finally:
+            hold.over.set()
             recorder.current().end(state, reason)
             if as_before:
                 store.runs.put_back(before, attempt=hold.attempt)
