@@ -1,6 +1,7 @@
 """tamis run, and tamis init, which writes something to run."""
 
 import csv
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from shutil import copytree
@@ -86,5 +87,6 @@ def init(
 
 
 def _next_steps(key: str, same: str) -> None:
+    key = shlex.quote(key)
     asks = (f"tamis results {key} --verdict accepted{same}", f"tamis explain {key} KEY{same}")
     out.print(f"see: {'; '.join(asks)}; tamis ui")

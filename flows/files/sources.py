@@ -109,9 +109,13 @@ def _remote(source: str) -> list[Origin]:
         paths = sorted(filesystem.glob(path)) if pattern else [path]
         found = [_origin(filesystem, each) for each in paths]
         _require_known(found)
-        if not found or not filesystem.exists(paths[0]):
-            raise ScreenError(source, ["candidates.from: nothing is there; write its address"])
-    except (OSError, ValueError) as error:
+        if not found:
+            raise FileNotFoundError
+        filesystem.info(paths[0])
+    except FileNotFoundError:
+        said = "candidates.from: nothing is there; write its address"
+        raise ScreenError(source, [said]) from None
+    except Exception as error:
         raise ScreenError(source, [f"candidates.from: cannot be read: {error}"]) from error
     return found
 
@@ -174,8 +178,9 @@ def _rows_of_query(source: SqlSource) -> Iterator[Read]:
         finally:
             engine.dispose()
     except (SQLAlchemyError, ValueError, ImportError) as error:
-        why = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise ScreenError(source.sql, [f"candidates.from: {hidden(why, url)}"]) from error
+        why = hidden(" ".join(str(getattr(error, "orig", None) or error).split()), url)
+        said = f"candidates.from: {why} (the database of {source.url_variable})"
+        raise ScreenError(source.sql, [said]) from error
 
 
 def _require_once(source: SqlSource, names: list[str]) -> None:

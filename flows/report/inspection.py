@@ -66,7 +66,7 @@ def inspect_screen(definition: Screen) -> ScreenInspection:
         key, text = first_text(definition.candidates)
         found.candidate = {"key": key, "text": text}
     except ScreenError as error:
-        found.problems += error.problems
+        found.problems += [f"{error.source}: {problem}" for problem in error.problems]
     try:
         check_prices(definition)
     except TierError as error:

@@ -1,5 +1,6 @@
 """What a run amounts to: one JSON object, a table for people, a page for the Prefect UI."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -211,8 +212,9 @@ def _age(seconds: float) -> str:
 
 
 def cost_words(finished: Summary) -> str:
-    """Time and money, in words."""
-    return f"{finished.seconds:,.1f} s in all; {_usd(finished.usd)} USD"
+    """Time and money of the tiers, in words; no money where no tier has a price."""
+    words = f"{sum(tier.seconds for tier in finished.tiers):,.1f} s of the tiers"
+    return words + f"; {_usd(finished.usd)} USD" * any(tier.usd for tier in finished.tiers)
 
 
 def account_line(finished: Summary) -> str:
@@ -250,7 +252,8 @@ def markdown(finished: Summary) -> str:
     ]
     if finished.audit:
         lines += ["", in_words(finished.audit), "", *table_of(finished.audit)]
-    asks = [f"tamis results {finished.run}", f"tamis explain {finished.run} KEY"]
+    key = shlex.quote(finished.run)
+    asks = [f"tamis results {key}", f"tamis explain {key} KEY"]
     return "\n".join([*lines, "", "Look further:", "", "```", *asks, "```"])
 
 

@@ -26,7 +26,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from tiers.policy import Policy
 from tiers.screenfile.faults import ScreenError, faults_between_tiers, problem_of, repeated_keys
 from tiers.screenfile.limits import AfterSection, BudgetSection, GuaranteeSection, PriceSection
-from tiers.screenfile.section import Section, shape_of
+from tiers.screenfile.section import Section, VariableName, shape_of
 from tiers.screenfile.template import check_template
 from tiers.screenfile.tiers import (
     BACKENDS,
@@ -42,7 +42,7 @@ class SqlSource(Section):
 
     sql: str = Field(min_length=1)
     """One SELECT, in the words of that database."""
-    url_variable: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,79}$")
+    url_variable: VariableName
     """The environment variable that holds the database's address, such as WAREHOUSE_URL."""
 
 

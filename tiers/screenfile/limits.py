@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tiers.screenfile.section import Section
+from tiers.screenfile.section import Section, VariableName
 
 _NAME = "[A-Za-z_][A-Za-z0-9_]{0,62}"
 
@@ -118,7 +118,7 @@ class AfterSection(Section):
     """A .csv, .json, .jsonl or .parquet file; `{run}` and `{screen}` stand for their names."""
     table: str | None = Field(None, pattern=rf"^{_NAME}(\.{_NAME})?$")
     """A table, made if it is missing; the run's rows of before are replaced in one transaction."""
-    url_variable: str | None = Field(None, pattern=r"^[A-Z][A-Z0-9_]{0,79}$")
+    url_variable: VariableName | None = None
     """The environment variable that holds the address of the table's database."""
     verdict: Literal["accepted", "rejected", "review", "failed"] | None = None
     """Only these; all by default."""
