@@ -293,7 +293,7 @@ class Runs(Noun):
         """Hold the lock for longer.
 
         Raises:
-            StoreError: somebody else took it meanwhile.
+            RunHeld: somebody else took it meanwhile.
         """
         with self._writing() as connection:
             held = connection.execute(
@@ -302,7 +302,7 @@ class Runs(Noun):
                 .values(lock_until=database_now(connection) + timedelta(seconds=seconds))
             )
         if not held.rowcount:
-            raise StoreError(
+            raise RunHeld(
                 f"{_process(owner)} lost its lock on run {run_id}, because it did not renew it in "
                 "time and another process took the run over; leave the run to that one"
             )

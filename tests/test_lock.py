@@ -111,23 +111,27 @@ def test_a_lock_is_renewed_for_as_long_as_it_is_held(
             store.runs.lock(run.id, "host-2")
 
 
-def test_a_holder_that_stood_still_leaves_the_run_to_who_took_it_over(project: Project) -> None:
+def test_a_holder_that_stood_still_leaves_the_run_to_who_took_it_over(
+    project: Project, request: pytest.FixtureRequest
+) -> None:
     """SIGSTOP is what a frozen machine looks like; the second process is one of another machine."""
     project.write(SLOW, count=3_000)
     project.env["TAMIS_RECORD"] = "false"
     command = ("run", "screen.yaml", "--key", "one", "--database", project.database)
     first = started(project, *command)
+    request.addfinalizer(lambda: ended(first))
     until(lambda: judged(project) > 50)
     first.send_signal(signal.SIGSTOP)
     try:
         time.sleep(6.2)
         second = started(project, *command)
+        request.addfinalizer(lambda: ended(second))
         until(lambda: attempt(project) == 2)
         seen = judged(project)
         until(lambda: judged(project) > seen)
     finally:
         first.send_signal(signal.SIGCONT)
-    _, err = first.communicate(timeout=30)
+    _, err = first.communicate(timeout=60)
     assert first.returncode == 5, err
     assert "took the run over" in err or "could not be renewed" in err
     assert "Traceback" not in err
@@ -139,6 +143,12 @@ def test_a_holder_that_stood_still_leaves_the_run_to_who_took_it_over(project: P
     (row,) = ask(project.database, "SELECT state, attempt FROM run")
     assert row == {"state": "done", "attempt": 2}
     assert judged(project) == 3_000
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    """No process outlives a test, whatever the test found."""
+    process.kill()
+    process.communicate()
 
 
 def attempt(project: Project) -> int:
