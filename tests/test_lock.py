@@ -23,7 +23,7 @@ from .test_prefect import judged, until
 from .test_run import tier
 from .test_store import new_run
 
-SHORT = "import sys, flows.run.hold as h; h.LOCK_SECONDS = 6.0; from flows.cli import main; main()"
+SHORT = "import sys, flows.run.hold as h; h.LOCK_SECONDS = 12.0; from flows.cli import main; main()"
 SLOW = tier("only", "accept_above: 0.5", options="seconds: 0.01")
 
 
@@ -123,7 +123,7 @@ def test_a_holder_that_stood_still_leaves_the_run_to_who_took_it_over(
     until(lambda: judged(project) > 50)
     first.send_signal(signal.SIGSTOP)
     try:
-        time.sleep(6.2)
+        time.sleep(12.2)
         second = started(project, *command)
         request.addfinalizer(lambda: ended(second))
         until(lambda: attempt(project) == 2)
@@ -136,8 +136,9 @@ def test_a_holder_that_stood_still_leaves_the_run_to_who_took_it_over(
     assert "took the run over" in err or "could not be renewed" in err
     assert "Traceback" not in err
     row = ask(project.database, "SELECT state, reason, attempt, lock_owner FROM run")[0]
-    assert (row["state"], row["reason"], row["attempt"]) == ("running", None, 2)
-    assert f" {second.pid} " in row["lock_owner"]
+    assert (row["reason"], row["attempt"]) == (None, 2), "the first wrote nothing"
+    if second.poll() is None:
+        assert f" {second.pid} " in row["lock_owner"]
     _, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
     (row,) = ask(project.database, "SELECT state, attempt FROM run")
@@ -156,7 +157,7 @@ def attempt(project: Project) -> int:
 
 
 def started(project: Project, *arguments: str) -> subprocess.Popen[str]:
-    """As `project.start`, with a lock that lasts six seconds."""
+    """As `project.start`, with a lock that lasts twelve seconds."""
     return subprocess.Popen(
         [sys.executable, "-c", SHORT, *arguments],
         cwd=project.folder, env=project.env, text=True, start_new_session=True,
