@@ -10,8 +10,9 @@ from typing import Any
 from prefect import flow
 
 from db.store import Change
-from flows.guarantee.approval import approval_of, as_record, refusal
-from flows.guarantee.certificate import certificate_of, digest_of, last_tier, markdown
+from flows.guarantee.approval import approval_of, refusal
+from flows.guarantee.certificate import Approved, Certificate, markdown
+from flows.guarantee.certifying import certificate_of, last_tier
 from flows.guarantee.state import Calibration, NotYet, guarantee_of
 from flows.progress import Display, say
 from flows.recorder import current, recorded
@@ -195,32 +196,33 @@ def _certify(
     """
     store, run, result = calibration.store, calibration.run, calibration.result()
     certificate = certificate_of(calibration, result, author)
-    say(certificate["message"], shown)
+    say(certificate.message, shown)
     _publish(calibration, certificate)
     if result.status is not Status.CERTIFIED:
         store.verdicts.undecide(run.id)
-        return certificate
+        return certificate.as_json()
     if calibration.section.approval:
-        digest = digest_of(certificate)
+        digest = certificate.digest()
         if approve:
             store.approvals.say(run.id, digest, approved=True, author=author)
         approval = approval_of(store, run, digest, shown, wait_seconds)
         if not approval.approved:
             say(refusal(run, approval), shown)
             return {"run": run.key, "status": "refused", "message": refusal(run, approval)}
-        certificate["approval"] = as_record(approval)
+        approved = Approved(approved=True, by=approval.author, reason=approval.reason)
+        certificate = certificate.model_copy(update={"approval": approved})
         _publish(calibration, certificate)
     store.policies.certify(
         run.id,
         _changes(calibration, result),
         labels_from=calibration.reviewer,
-        certificate=certificate,
+        certificate=certificate.as_json(),
         author=author,
-        reason=certificate["message"],
+        reason=certificate.message,
     )
     store.verdicts.redecide(run.id)
     publish(store, run)
-    return certificate
+    return certificate.as_json()
 
 
 def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:
@@ -232,7 +234,7 @@ def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:
     return {**changes, calibration.below: last_tier(calibration)}
 
 
-def _publish(calibration: Calibration, certificate: dict[str, Any]) -> None:
+def _publish(calibration: Calibration, certificate: Certificate) -> None:
     run = calibration.run
     page = [markdown(certificate)]
     if calibration.labels():

@@ -11,7 +11,7 @@ from db.query import ask
 from db.store import Store
 from flows.calibrate import calibrate
 from flows.guarantee import approval
-from flows.guarantee.certificate import digest_of
+from flows.guarantee.certificate import certificate_in_use
 from flows.settings import Settings
 
 from .project import Project
@@ -67,7 +67,7 @@ def test_a_refusal_from_before_does_not_answer_the_next_question(
         ("bob", True),
     ]
     with stored() as (store, run):
-        assert store.approvals.newest(run.id, digest_of(store.policies.certificate(run.id)))
+        assert store.approvals.newest(run.id, certificate_in_use(store, run).digest())
 
 
 def test_the_newest_word_on_a_certificate_counts_and_no_other(store: Store) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy import text
 from db.engine import open_engine
 from db.store import Change, Label, LabelSource, Run, Store, StoreError, rubric_digest
 from flows.calibrate import calibrate
-from flows.guarantee.certificate import differences, markdown
+from flows.guarantee.certificate import Certificate, certificate_in_use, markdown
+from flows.guarantee.certifying import differences
 from flows.guarantee.state import Calibration, disputes, not_covered, truth
 from flows.guarantee.thresholds import as_certified, certified_now, standing
 from flows.run import judging
@@ -110,7 +111,7 @@ def test_a_calibrated_run_keeps_its_promise_and_pays_once(folder: Path) -> None:
         told = calibration.labels()
         texts = dict(zip(calibration.keys, calibration.text_ids.tolist(), strict=True))
         assert all(key in accepted for key in texts if told.get(texts[key]))
-        certificate = store.policies.certificate(run.id)
+        certificate = certificate_in_use(store, run)
         assert certificate is not None
         assert differences(calibration, certificate) == []
         assert "| small |" in markdown(certificate)
@@ -208,7 +209,7 @@ def test_thresholds_wait_for_approval_where_that_is_wanted(folder: Path) -> None
         screened(definition)
     approved = calibrate.fn(definition, approve=True, author="ada")
     assert (approved["status"], approved["run"]) == ("certified", made["run"])
-    assert "| approved by | ada |" in markdown(approved)
+    assert "| approved by | ada |" in markdown(Certificate.model_validate(approved))
     assert screened(definition) == made["run"]
     # The word holds for this certificate, however often it is made; another label is another one.
     assert calibrate.fn(definition, key=made["run"])["status"] == "certified"
@@ -231,7 +232,7 @@ def test_the_next_run_takes_the_thresholds_over(folder: Path) -> None:
     assert key != made["run"]
     assert paid(folder, "small") == COUNT + 1
     with stored() as (store, run):
-        assert store.policies.certificate(run.id)["run"] == made["run"]
+        assert certificate_in_use(store, run).run == made["run"]
 
 
 def test_another_promise_is_not_run_by_the_old_certificate(folder: Path) -> None:
@@ -328,8 +329,8 @@ def test_as_many_others_do_not_pass_for_those_that_were_calibrated(
         assert len(list(store.results.all(run.id))) == made["candidates"] == COUNT
         assert certified_now(store, run) is None
         assert any(told in line for line in standing(store, run))
-        assert not_covered(store, run, made) == standing(store, run)[0]
-        certificate = store.policies.certificate(run.id)
+        assert not_covered(store, run, Certificate.model_validate(made)) == standing(store, run)[0]
+        certificate = certificate_in_use(store, run)
         assert certificate is not None
         assert any(
             "candidates_digest" in line or "labels that the draw" in line
@@ -399,7 +400,7 @@ def test_a_certificate_of_an_earlier_version_goes_by_the_count_and_says_so(folde
         assert "does not tell who was calibrated, only how many" in standing(store, run)[0]
         assert len(standing(store, run)) == 1
         assert certified_now(store, run) == made["certified_bound"]
-        certificate = store.policies.certificate(run.id)
+        certificate = certificate_in_use(store, run)
         assert certificate is not None
         assert differences(Calibration(store, run, definition), certificate) == []
         assert "| SHA-256 of the candidates | not told |" in markdown(certificate)
@@ -412,7 +413,7 @@ def test_a_certificate_of_an_earlier_version_goes_by_the_count_and_says_so(folde
         assert certified_now(store, run) is None
         last = Change(None, 1.0)
         store.policies.move(run.id, 2, last, author="ada", reason="try")
-        assert not as_certified(store, run, store.policies.certificate(run.id) or {})
+        assert not as_certified(store, run, certificate)
 
 
 def test_the_last_tiers_bar_moved_by_hand_ends_the_promise(
@@ -431,7 +432,7 @@ def test_the_last_tiers_bar_moved_by_hand_ends_the_promise(
         )
         store.policies.move(run.id, 2, Change(None, 1.0), author="ada", reason="try")
         assert certified_now(store, run) is None
-        certificate = store.policies.certificate(run.id)
+        certificate = certificate_in_use(store, run)
         assert certificate is not None
         assert not as_certified(store, run, certificate)
         assert "thresholds were changed" in standing(store, run)[0]
@@ -449,13 +450,13 @@ def test_an_older_certificate_that_is_put_back_is_the_one_that_is_shown(folder: 
     calibrate.fn(write(folder, PROMISE.replace("0.9,", "0.6,", 1)))
     calibrate.fn(write(folder))
     with stored() as (store, run):
-        newest = store.policies.certificate(run.id)
+        newest = certificate_in_use(store, run)
         assert newest is not None
-        assert newest["target"] == 0.9
+        assert newest.target == 0.9
         assert as_certified(store, run, newest)
         old = {one.tier: one for one in reversed(store.policies.versions(run.id)) if one.certified}
         store.policies.use(run.id, old["small"].id, author="ada", reason="try")
-        mixed = store.policies.certificate(run.id)
+        mixed = certificate_in_use(store, run)
         assert mixed is not None
         assert not as_certified(store, run, mixed)
         assert not store.audits.same_promise(run.id)

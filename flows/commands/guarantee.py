@@ -117,23 +117,24 @@ def certificate(
 ) -> None:
     """Print what a run's thresholds promise, and all that an auditor needs."""
     from flows.guarantee.audit import audits_of_promise, series_table
-    from flows.guarantee.certificate import differences, markdown
+    from flows.guarantee.certificate import certificate_in_use, markdown
+    from flows.guarantee.certifying import differences
     from flows.guarantee.labelling import definition_of
     from flows.guarantee.state import Calibration
     from flows.guarantee.thresholds import standing
 
     store, run = found_run(database, run_key)
-    found = store.policies.certificate(run.id)
+    found = certificate_in_use(store, run)
     if found is None:
         fail(f"run '{run.key}' is not calibrated; run tamis calibrate FILE")
-    made_for = store.runs.find(found["run"])
+    made_for = store.runs.find(found.run)
     wrong = (
         differences(Calibration(store, made_for, definition_of(made_for)), found) if check else []
     )
     audits = audits_of_promise(store, run)
     if as_json:
         checked = {"differences": wrong} if check else {}
-        print_json({**found, "audits": audits, **checked})
+        print_json({**found.as_json(), "audits": audits, **checked})
     else:
         out.print(markdown(found))
         if audits:

@@ -5,7 +5,6 @@ pause can come back without an answer: Prefect 3.8 skips the pause of a run that
 SIGTERM while it waited.
 """
 
-from typing import Any
 from uuid import uuid4
 
 from prefect.context import FlowRunContext
@@ -78,11 +77,6 @@ def refusal(run: Run, approval: Approval) -> str:
         f"refused by {approval.author or 'a person'}{because}; the thresholds of run '{run.key}' "
         "are certified, and not in force. Change the guarantee, or calibrate again and approve"
     )
-
-
-def as_record(approval: Approval) -> dict[str, Any]:
-    """As the certificate keeps it."""
-    return {"approved": approval.approved, "by": approval.author, "reason": approval.reason}
 
 
 def _unanswered(run: Run) -> NotYet:

@@ -1,144 +1,165 @@
-"""What a calibration came to: the certificate as JSON, in words, and made anew to check it."""
+"""A certificate: what a run's thresholds promise, and all that somebody needs to check it."""
 
 import hashlib
 import json
-import math
-from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-from db.store import Change
-from flows.guarantee.state import Calibration
-from tiers.calibration import Kind, RecallEvidence, Result, Status, Thresholds, bound_of_moved
-
-
-def certificate_of(calibration: Calibration, result: Result, author: str) -> dict[str, Any]:
-    """All that somebody needs to check the promise without us."""
-    section, keys = calibration.section, calibration.keys
-    tiers = calibration.definition.tiers
-    return {
-        "run": calibration.run.key,
-        "screen": calibration.run.screen,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "author": author,
-        "status": str(result.status),
-        "kind": section.kind,
-        "target": section.target,
-        "confidence": section.confidence,
-        "against": section.against,
-        "reviewer": calibration.reviewer,
-        "judges": calibration.judges,
-        "seed": section.seed,
-        "budget": section.labels,
-        "costs": section.costs,
-        "candidates": len(keys),
-        "unscored": int(np.isnan(calibration.scores).any(axis=1).sum()),
-        "thresholds": [
-            {"tier": tier.name, **asdict(one)}
-            for tier, one in zip(tiers, result.thresholds, strict=False)
-        ],
-        "last_tier": {"tier": tiers[-1].name, **last_tier(calibration)._asdict()},
-        "certified_bound": result.certified_bound,
-        "threshold_bound": result.threshold_bound,
-        "labels_used": result.labels_used,
-        "positives_found": result.positives_found,
-        "unlabelled": [keys[row] for row in result.unlabelled],
-        "left_to_last_tier": int(result.promoted.sum()),
-        "evidence": {} if result.evidence is None else asdict(result.evidence),
-        "drawn_positives": [keys[row] for row in result.drawn_positives],
-        "candidates_digest": calibration.store.policies.candidates_digest(calibration.run.id),
-        "labels_digest": _digest(calibration),
-        "message": message(calibration, result),
-    }
+from db.store import Run, Store
+from tiers.calibration import RecallEvidence, Status, Thresholds, bound_of_moved
+from tiers.screenfile.limits import GuaranteeSection
 
 
-def digest_of(certificate: dict[str, Any]) -> str:
-    """SHA-256 of what a certificate promises and why, however often and by whom it is made."""
-    passing = {"made", "message", "author", "approval"}
-    said = {name: value for name, value in certificate.items() if name not in passing}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+class Promise(NamedTuple):
+    """What is promised; two certificates promise the same where all four are equal."""
 
+    kind: str
+    target: float
+    confidence: float
+    against: str
 
-def last_tier(calibration: Calibration) -> Change:
-    """The last tier's thresholds. Against people it rejects nothing."""
-    policy = calibration.definition.policy(calibration.below)
-    low, high = policy.reject_below, policy.accept_above
-    if calibration.section.by_people and calibration.section.kind != Kind.RECALL:
-        # Nobody has promised anything of the last tier's own answers: a person decides.
-        low, high = 0.0, 1.0
-    elif calibration.section.by_people:
-        if high is None and low is not None:
-            high = max(math.nextafter(low, 0.0), 0.0)
-        low = 0.0
-    return Change(low, high)
-
-
-def message(calibration: Calibration, result: Result) -> str:
-    """The outcome in one sentence, in numbers."""
-    section = calibration.section
-    promise = f"{section.kind} >= {section.target:g} against {section.against}"
-    if result.status is Status.CERTIFIED:
+    def __str__(self) -> str:
         return (
-            f"certified: {promise} with confidence {section.confidence:g}, by "
-            f"{result.labels_used:,} labels, {result.positives_found:,} of them positive; the last "
-            f"tier is left {int(result.promoted.sum()):,} of {len(calibration.keys):,} candidates"
+            f"{self.kind} >= {self.target:g} with confidence {self.confidence:g} "
+            f"against {self.against}"
         )
-    if not result.positives_found:
-        return (
-            f"infeasible: none of {result.labels_used:,} labels is positive, so {promise} cannot "
-            "be certified; raise labels, or look whether the rubric asks for what you look for"
-        )
-    if section.kind != Kind.RECALL:
-        return (
-            f"infeasible: by {result.labels_used:,} labels no threshold of a cheaper tier keeps "
-            f"{promise}; raise labels, lower {section.kind}, or take a better tier"
-        )
-    share = result.positives_found / max(result.labels_used, 1)
-    plan = calibration.plan_at(share)
-    best = 0.0 if result.evidence is None else result.evidence.best_bound
-    return (
-        f"infeasible: {plan.labels_needed or 0:,} labels needed at {100 * share:.2g} % positives, "
-        f"budget {section.labels:,}: with these labels the best certificate is {section.kind} >= "
-        f"{math.floor(100 * best) / 100:.2f}; raise labels, or lower {section.kind}"
-    )
 
 
-def markdown(certificate: dict[str, Any]) -> str:
+def promise_of(section: GuaranteeSection) -> Promise:
+    """What a screen promises."""
+    return Promise(section.kind, section.target, section.confidence, section.against)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class TierThresholds(_Part):
+    """The thresholds of one tier, with its name."""
+
+    tier: str
+    reject_below: float | None
+    accept_above: float | None
+
+    @property
+    def values(self) -> tuple[float | None, float | None]:
+        """`reject_below` and `accept_above`."""
+        return self.reject_below, self.accept_above
+
+
+class Approved(_Part):
+    """Who has approved of the thresholds, and why."""
+
+    approved: bool
+    by: str | None
+    reason: str
+
+
+class Certificate(_Part):
+    """What a calibration came to. docs/guarantees.md says what each field means.
+
+    Stored as JSON and read again years later: a field that came with a later version is None in a
+    certificate of before.
+    """
+
+    run: str
+    screen: str
+    made: str
+    """Date and time in UTC, ISO 8601."""
+    author: str
+    status: str
+    """A value of `tiers.calibration.Status`."""
+    kind: str
+    target: float
+    confidence: float
+    against: str
+    reviewer: str
+    judges: list[int | None]
+    """Who judges at each tier: ids of table `judge`."""
+    seed: int
+    budget: int
+    """How many candidates might have been labelled."""
+    costs: list[int | float] | None
+    candidates: int
+    unscored: int
+    thresholds: list[TierThresholds]
+    """One a tier below the last."""
+    last_tier: TierThresholds | None = None
+    certified_bound: float
+    threshold_bound: float
+    labels_used: int
+    positives_found: int
+    unlabelled: list[str]
+    """Keys of the candidates whose labels were asked for and not given."""
+    left_to_last_tier: int
+    evidence: dict[str, Any]
+    """`tiers.calibration.RecallEvidence` by name; empty under another promise."""
+    drawn_positives: list[str]
+    candidates_digest: str | None = None
+    labels_digest: str
+    message: str
+    approval: Approved | None = None
+
+    @property
+    def promise(self) -> Promise:
+        """What it says word by word."""
+        return Promise(self.kind, self.target, self.confidence, self.against)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is stored: without the fields that it never had."""
+        return self.model_dump(exclude_unset=True)
+
+    def digest(self) -> str:
+        """SHA-256 of what is promised and why, however often and by whom it is made."""
+        said = self.model_dump(
+            exclude_unset=True, exclude={"made", "message", "author", "approval"}
+        )
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def certificate_in_use(store: Store, run: Run) -> Certificate | None:
+    """The newest certificate in use in a run, or made for it; None where there is none."""
+    stored = store.policies.certificate(run.id)
+    return None if stored is None else Certificate.model_validate(stored)
+
+
+def markdown(certificate: Certificate) -> str:
     """The certificate as a page for people."""
     facts = [
-        ("run", certificate["run"]),
-        ("made", f"{certificate['made']} by {certificate['author']}"),
-        ("promise", f"{certificate['kind']} >= {certificate['target']:g}"),
-        ("confidence", f"{certificate['confidence']:g}"),
-        ("against", f"{certificate['against']} ({certificate['reviewer']})"),
-        ("candidates", f"{certificate['candidates']:,}"),
-        ("of them without a score at some tier", f"{certificate['unscored']:,}"),
-        ("labels", f"{certificate['labels_used']:,} of {certificate['budget']:,} allowed"),
-        ("positives among them", f"{certificate['positives_found']:,}"),
-        ("without a label, all promoted", f"{len(certificate['unlabelled']):,}"),
-        ("certified bound", f"{certificate['certified_bound']:.4f}"),
-        ("bound of the thresholds alone", f"{certificate['threshold_bound']:.4f}"),
-        ("left to the last tier", f"{certificate['left_to_last_tier']:,}"),
-        ("seed of the draw", certificate["seed"]),
-        *((name, f"{value:g}") for name, value in sorted(certificate["evidence"].items())),
-        ("SHA-256 of the candidates", certificate.get("candidates_digest", "not told")),
-        ("SHA-256 of the labels", certificate["labels_digest"]),
+        ("run", certificate.run),
+        ("made", f"{certificate.made} by {certificate.author}"),
+        ("promise", f"{certificate.kind} >= {certificate.target:g}"),
+        ("confidence", f"{certificate.confidence:g}"),
+        ("against", f"{certificate.against} ({certificate.reviewer})"),
+        ("candidates", f"{certificate.candidates:,}"),
+        ("of them without a score at some tier", f"{certificate.unscored:,}"),
+        ("labels", f"{certificate.labels_used:,} of {certificate.budget:,} allowed"),
+        ("positives among them", f"{certificate.positives_found:,}"),
+        ("without a label, all promoted", f"{len(certificate.unlabelled):,}"),
+        ("certified bound", f"{certificate.certified_bound:.4f}"),
+        ("bound of the thresholds alone", f"{certificate.threshold_bound:.4f}"),
+        ("left to the last tier", f"{certificate.left_to_last_tier:,}"),
+        ("seed of the draw", certificate.seed),
+        *((name, f"{value:g}") for name, value in sorted(certificate.evidence.items())),
+        ("SHA-256 of the candidates", certificate.candidates_digest or "not told"),
+        ("SHA-256 of the labels", certificate.labels_digest),
     ]
-    if approval := certificate.get("approval"):
-        because = f": {approval['reason']}" if approval["reason"] else ""
-        facts.insert(2, ("approved by", f"{approval['by'] or 'a person'}{because}"))
-    last = certificate.get("last_tier")
+    if approval := certificate.approval:
+        because = f": {approval.reason}" if approval.reason else ""
+        facts.insert(2, ("approved by", f"{approval.by or 'a person'}{because}"))
+    last = certificate.last_tier
     thresholds = [
-        f"| {one['tier']} | {_cell(one['reject_below'])} | {_cell(one['accept_above'])} |"
-        for one in [*certificate["thresholds"], *([last] if last else [])]
+        f"| {one.tier} | {_cell(one.reject_below)} | {_cell(one.accept_above)} |"
+        for one in [*certificate.thresholds, *([last] if last else [])]
     ]
     return "\n".join(
         [
-            f"# Certificate of run {certificate['run']}",
+            f"# Certificate of run {certificate.run}",
             "",
-            certificate["message"],
+            certificate.message,
             "",
             "| tier | reject below | accept above |",
             "|---|---:|---:|",
@@ -150,32 +171,13 @@ def markdown(certificate: dict[str, Any]) -> str:
             "",
             "What the words mean, and how to check the numbers by hand: docs/guarantees.md. To "
             f"have them computed anew from stored scores and labels: tamis certificate "
-            f"{certificate['run']} --check",
+            f"{certificate.run} --check",
         ]
     )
 
 
-def differences(calibration: Calibration, certificate: dict[str, Any]) -> list[str]:
-    """What comes out otherwise when the certificate is made anew from what is stored."""
-    missing = calibration.missing()
-    if missing:
-        return [
-            f"{len(missing):,} labels that the draw asks for are not stored: candidates came in "
-            "or labels were changed since"
-        ]
-    anew = certificate_of(calibration, calibration.result(), certificate["author"])
-    passing = {"made", "message", "run"}
-    return [
-        f"{name}: {certificate[name]!r} in the certificate, {value!r} now"
-        for name, value in anew.items()
-        if name in certificate  # one of an earlier version tells less
-        and name not in passing
-        and _plain(certificate[name]) != _plain(value)
-    ]
-
-
 def bound_of(
-    certificate: dict[str, Any], scores: np.ndarray[Any, Any], thresholds: list[Thresholds]
+    certificate: Certificate, scores: np.ndarray[Any, Any], thresholds: Sequence[Thresholds]
 ) -> float | None:
     """Certified recall of other thresholds; None where the certificate cannot tell.
 
@@ -184,34 +186,15 @@ def bound_of(
         scores: (x, tiers) of its drawn positives.
         thresholds: one a tier below the last.
     """
-    if certificate["kind"] != "recall" or certificate["status"] != Status.CERTIFIED:
+    if certificate.kind != "recall" or certificate.status != Status.CERTIFIED:
         return None
     return bound_of_moved(
         scores,
-        thresholds,
-        certified=[
-            Thresholds(one["reject_below"], one["accept_above"])
-            for one in certificate["thresholds"]
-        ],
-        bound=certificate["certified_bound"],
-        evidence=RecallEvidence(**certificate["evidence"]),
+        list(thresholds),
+        certified=[Thresholds(*one.values) for one in certificate.thresholds],
+        bound=certificate.certified_bound,
+        evidence=RecallEvidence(**certificate.evidence),
     )
-
-
-def _digest(calibration: Calibration) -> str:
-    """Of the labels by key; whoever has them can compute it."""
-    labels = calibration.labels()
-    words = {True: "yes", False: "no", None: "unknown"}
-    lines = sorted(
-        f"{key}\t{words[labels[int(text_id)]]}\n"
-        for key, text_id in zip(calibration.keys, calibration.text_ids, strict=True)
-        if int(text_id) in labels
-    )
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _cell(value: float | None) -> str:

@@ -1,11 +1,11 @@
 """A calibration as it stands: the stored scores and labels of a run, and what is still wanted."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from db.store import PEOPLE, Label, LabelSource, Run, Store, StoreError, rubric_digest
+from flows.guarantee.certificate import Certificate, certificate_in_use, promise_of
 from tiers.calibration import Calibrator, Plan, Result, plan_calibration
 from tiers.policy import outcomes
 from tiers.screenfile.file import Screen
@@ -179,7 +179,7 @@ def require_calibration(store: Store, run: Run, definition: Screen) -> None:
     section = definition.guarantee
     if section is None or _has_thresholds(store, run, section):
         return
-    if not store.policies.inherit(run.id, promise_of(section)):
+    if not store.policies.inherit(run.id, promise_of(section)._asdict()):
         raise _uncalibrated(definition, section, run)
 
 
@@ -195,7 +195,9 @@ def check_calibration(store: Store, definition: Screen, key: str | None) -> None
     run = store.runs.to_resume(definition.screen, definition.digest, key)
     if run is not None and _has_thresholds(store, run, section):
         return
-    if not store.policies.may_inherit(definition.screen, definition.digest, promise_of(section)):
+    if not store.policies.may_inherit(
+        definition.screen, definition.digest, promise_of(section)._asdict()
+    ):
         raise _uncalibrated(definition, section, run)
 
 
@@ -206,11 +208,12 @@ def _has_thresholds(store: Store, run: Run, section: GuaranteeSection) -> bool:
         TierError: they were calibrated for another promise.
     """
     in_use = [version for version in store.policies.versions(run.id) if version.in_use]
-    certificate = store.policies.certificate(run.id) or {}
-    if any(version.certified for version in in_use) and not _promises(certificate, section):
+    certified = any(version.certified for version in in_use)
+    certificate = certificate_in_use(store, run) if certified else None
+    if certificate is not None and certificate.promise != promise_of(section):
         raise TierError(
-            f"run '{run.key}' is calibrated for {words_of(certificate)}, but the screen promises "
-            f"{words_of(promise_of(section))}; run 'tamis calibrate' again, or write the promise "
+            f"run '{run.key}' is calibrated for {certificate.promise}, but the screen promises "
+            f"{promise_of(section)}; run 'tamis calibrate' again, or write the promise "
             "as it was"
         )
     return any(version.author for version in in_use)
@@ -222,45 +225,25 @@ def _uncalibrated(definition: Screen, section: GuaranteeSection, run: Run | None
         who, or_set = f"run '{run.key}'", f"set thresholds with 'tamis decide {run.key}', "
     is_not = "is" if run is None else "is not"
     return TierError(
-        f"screen '{definition.screen}' promises {words_of(promise_of(section))}, but {who} "
+        f"screen '{definition.screen}' promises {promise_of(section)}, but {who} "
         f"{is_not} calibrated for that; run 'tamis calibrate' first, {or_set}or leave guarantee out"
     )
 
 
-def promise_of(section: GuaranteeSection) -> dict[str, Any]:
-    """What a certificate has to say word by word."""
-    names = ("kind", "target", "confidence", "against")
-    return {name: getattr(section, name) for name in names}
-
-
-def words_of(promise: Mapping[str, Any]) -> str:
-    """A promise in words."""
-    return (
-        f"{promise['kind']} >= {promise['target']:g} with confidence {promise['confidence']:g} "
-        f"against {promise['against']}"
-    )
-
-
-def not_covered(store: Store, run: Run, certificate: Mapping[str, Any]) -> str | None:
+def not_covered(store: Store, run: Run, certificate: Certificate) -> str | None:
     """Says so where a run has other candidates than were calibrated.
 
     A certificate of an earlier version tells only how many there were.
     """
-    promise = (
-        f"the promise is about the {certificate['candidates']:,} candidates that were calibrated"
-    )
+    promise = f"the promise is about the {certificate.candidates:,} candidates that were calibrated"
     again = "calibrate again to have it for all of them"
-    digest = certificate.get("candidates_digest")
+    digest = certificate.candidates_digest
     if digest is None:
         count = store.labels.candidates(run.id)
-        if count == certificate["candidates"]:
+        if count == certificate.candidates:
             return None
         return f"{promise}, and the run has {count:,}; {again}"
     came, went = store.policies.came_and_went(run.id, digest)
     if not came and not went:
         return None
     return f"{promise}: of them {went:,} went since, and {came:,} others came; {again}"
-
-
-def _promises(certificate: Mapping[str, Any], section: GuaranteeSection) -> bool:
-    return all(certificate.get(name) == value for name, value in promise_of(section).items())

@@ -1,14 +1,13 @@
 """Thresholds moved by hand: what that would do, and doing it."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from db.store import Change, Run, Spent, Step, Store, StoreError, Version, what_if
-from flows.guarantee.certificate import bound_of
+from flows.guarantee.certificate import Certificate, bound_of, certificate_in_use
 from flows.guarantee.state import not_covered
 from tiers.calibration import Thresholds
 
@@ -82,7 +81,7 @@ def consequences(store: Store, run: Run, position: int, change: Change) -> RunCo
             found.before, found.after, store.tiers.spent(run.id), strict=True
         )
     ]
-    certificate = store.policies.certificate(run.id)
+    certificate = certificate_in_use(store, run)
     return RunConsequences(
         run=run.key,
         tier=found.before[position].tier,
@@ -113,28 +112,27 @@ def certified_now(store: Store, run: Run) -> float | None:
     return _bound(store, run, {})
 
 
-def as_certified(store: Store, run: Run, certificate: Mapping[str, Any]) -> bool:
+def as_certified(store: Store, run: Run, certificate: Certificate) -> bool:
     """Whether the thresholds in use are those of a certificate, the last tier's included."""
     current = _in_use(store, run)
     certified = {version.tier: version.thresholds for version in current if version.certified}
     return _last_as_certified(current[-1], certificate) and all(
-        certified.get(one["tier"]) == (one["reject_below"], one["accept_above"])
-        for one in certificate["thresholds"]
+        certified.get(one.tier) == one.values for one in certificate.thresholds
     )
 
 
 def standing(store: Store, run: Run) -> list[str]:
     """What is to be said of a run's promise: other candidates, or other thresholds."""
-    certificate = store.policies.certificate(run.id)
+    certificate = certificate_in_use(store, run)
     if certificate is None:
         return []
     told = []
-    if certificate["run"] != run.key:
+    if certificate.run != run.key:
         told.append(
-            f"run {run.key} took its thresholds over from run {certificate['run']}; the promise is "
+            f"run {run.key} took its thresholds over from run {certificate.run}; the promise is "
             "about that run's candidates"
         )
-    if "candidates_digest" not in certificate:
+    if certificate.candidates_digest is None:
         told.append(
             "the certificate is of an earlier version of Tamis and does not tell who was "
             "calibrated, only how many; calibrate again to have that checked"
@@ -152,8 +150,8 @@ def standing(store: Store, run: Run) -> list[str]:
 
 
 def _bound(store: Store, run: Run, changes: dict[int, Change]) -> float | None:
-    certificate = store.policies.certificate(run.id)
-    if certificate is None or certificate["run"] != run.key:
+    certificate = certificate_in_use(store, run)
+    if certificate is None or certificate.run != run.key:
         return None
     if not_covered(store, run, certificate) is not None:
         return None
@@ -168,17 +166,17 @@ def _bound(store: Store, run: Run, changes: dict[int, Change]) -> float | None:
     thresholds = [
         Thresholds(*changes.get(version.position, version.thresholds)) for version in below
     ]
-    drawn = store.labels.scored(run.id, len(below), certificate["drawn_positives"])
+    drawn = store.labels.scored(run.id, len(below), certificate.drawn_positives)
     scores = np.array([one.scores for one in drawn], np.float64).reshape(len(drawn), len(below))
     return bound_of(certificate, scores, thresholds)
 
 
-def _last_as_certified(version: Version, certificate: Mapping[str, Any]) -> bool:
+def _last_as_certified(version: Version, certificate: Certificate) -> bool:
     """Whether the last tier decides as it did when the certificate was made."""
-    last = certificate.get("last_tier")
+    last = certificate.last_tier
     if last is None or version.policy.top is not None:
         return version.certified
-    return version.thresholds == (last["reject_below"], last["accept_above"])
+    return version.thresholds == last.values
 
 
 def _in_use(store: Store, run: Run) -> list[Version]:
