@@ -201,6 +201,11 @@ class Runs(Noun):
             )
             return changed.rowcount == 1
 
+    def note(self, run_id: int, reason: str) -> None:
+        """Say why a run that is over is not all that was wanted."""
+        with self._writing() as connection:
+            connection.execute(update(RunRow).where(RunRow.id == run_id).values(reason=reason))
+
     def set_config(self, run_id: int, config: dict[str, Any]) -> None:
         """Keep other settings of the run, for the next attempt at it."""
         with self._writing() as connection:

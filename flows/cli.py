@@ -20,6 +20,7 @@ from flows.commands import (
 )
 from flows.commands.console import (
     BUSY,
+    INTERRUPTED,
     USAGE,
     fail,
     out,
@@ -68,6 +69,8 @@ def main() -> None:
     """Run the command; every expected fault is one message and an exit code, never a traceback."""
     try:
         app()
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         code = _code_of(error)
         if code is None:

@@ -87,7 +87,7 @@ def screen(
                 if made["status"] != "certified":
                     return _of_calibration(made)
                 key, read = made["run"], False
-            chosen = prepare(definition, key)
+            chosen = prepare(definition, key, read=read)
             _move(store, chosen, moves)
             name = f"{definition.screen} {chosen}"
             with recorded("screen", name, tags=[definition.screen]) as record:
@@ -128,7 +128,7 @@ def calibrate(
     """
     try:
         definition, fault = definition_of(Path(file))
-        chosen = prepare(definition, key, to_calibrate=True)
+        chosen = prepare(definition, key, to_calibrate=True, read=read)
         with recorded(
             "calibrate", f"{definition.screen} {chosen}", tags=[definition.screen]
         ) as record:
@@ -215,7 +215,19 @@ def _moves(definition: Screen, thresholds: dict[str, float | None]) -> dict[int,
             )
         position, bound = names[name]
         moves.setdefault(position, {})[bound] = value
+    for position, bounds in moves.items():
+        _require_order(definition.tiers[position].name, **bounds)
     return moves
+
+
+def _require_order(
+    tier: str, reject_below: float | None = None, accept_above: float | None = None
+) -> None:
+    if reject_below is not None and accept_above is not None and reject_below > accept_above:
+        raise TierError(
+            f"thresholds of tier '{tier}': reject below {reject_below:g} lies above accept above "
+            f"{accept_above:g}; write the lower number in reject below"
+        )
 
 
 def _move(store: Store, key: str, moves: dict[int, dict[str, float]]) -> None:
@@ -224,12 +236,7 @@ def _move(store: Store, key: str, moves: dict[int, dict[str, float]]) -> None:
     in_use = {one.position: one for one in store.policies.versions(run.id) if one.in_use}
     for position, bounds in moves.items():
         change = Change(**{**in_use[position].thresholds._asdict(), **bounds})
-        low, high = change
-        if low is not None and high is not None and low > high:
-            raise TierError(
-                f"thresholds of tier '{in_use[position].tier}': reject below {low:g} lies above "
-                f"accept above {high:g}; write the lower number in reject below"
-            )
+        _require_order(in_use[position].tier, *change)
         if change != in_use[position].thresholds:
             store.policies.move(
                 run.id, position, change, author="Prefect UI", reason="set in the form of a run"

@@ -23,6 +23,7 @@ from db.store import Row, opened_store
 from flows.files.ingest import check_input, to_rows
 from flows.files.sources import sources
 from flows.files.writing import WritingError
+from flows.run.screening import prepare
 from flows.settings import Settings
 from tests.project import screened
 from tiers.screenfile.faults import ScreenError
@@ -244,7 +245,28 @@ def test_results_that_cannot_be_handed_on_cost_the_run_nothing(folder: Path) -> 
     ):
         screened(definition, key="monday")
     with opened_store(Settings().database()) as store:
-        assert store.runs.find("monday").state == "done"
+        run = store.runs.find("monday")
+        assert run.state == "done"
+        assert "could not be handed on" in str(store.runs.status(run.id).reason)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anybody_is_asked(folder: Path) -> None:
+    (folder / "in.csv").write_text("id,title\n1,one\n")
+    (folder / "taken").write_text("a file, and no folder")
+    for after, said in (
+        ("{results: taken/out.csv}", "out.csv cannot be written; name a file"),
+        ("{table: t, url_variable: NOWHERE_URL}", "the variable NOWHERE_URL is not set"),
+    ):
+        with pytest.raises(WritingError, match=said):
+            prepare(load_screen(str(write(folder, "in.csv", after))), None)
+    assert not (folder / "tamis.db").exists()
+
+
+def test_a_misspelt_database_is_not_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_URL", f"sqlite:///{folder}/warehuose.db")
+    with pytest.raises(ScreenError, match="no such database"):
+        rows_of(load_screen(write(folder, QUERY)).candidates)
+    assert not (folder / "warehuose.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -254,6 +276,8 @@ def test_results_that_cannot_be_handed_on_cost_the_run_nothing(folder: Path) -> 
         ("{table: t}", "table and url_variable go together"),
         ("{table: 't; DROP', url_variable: URL}", "after.table"),
         ("{results: a.csv, verdict: yes}", "after.verdict"),
+        ("{results: a.xlsx}", "'a.xlsx' is none of .csv, .json, .jsonl, .parquet"),
+        ("{results: 'a-{date}.csv'}", "'{date}' stands for nothing; write {run} or {screen}"),
     ],
 )
 def test_a_place_for_results_that_is_none_is_refused(tmp_path: Path, after: str, said: str) -> None:

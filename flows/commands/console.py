@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from db.store import Run, Store
 
-DONE, USAGE, UNFINISHED, UNKEPT, BUSY = 0, 2, 3, 4, 5
+DONE, USAGE, UNFINISHED, UNKEPT, BUSY, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 Database = Annotated[
     str | None,

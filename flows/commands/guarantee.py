@@ -9,6 +9,7 @@ import typer
 
 from flows.commands.console import (
     DONE,
+    INTERRUPTED,
     UNFINISHED,
     UNKEPT,
     AllowShrink,
@@ -96,7 +97,7 @@ def calibrate(
         raise typer.Exit(UNFINISHED) from None
     except KeyboardInterrupt:
         err.print("\nstopped; what was judged and labelled is kept. Go on with the same command")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(made)
     else:

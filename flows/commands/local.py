@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flows.commands.console import DONE, UNFINISHED, UNKEPT, err, open_store, settings
+from flows.commands.console import DONE, INTERRUPTED, UNFINISHED, UNKEPT, err, open_store, settings
 
 if TYPE_CHECKING:
     from flows.report.summary import Summary
@@ -51,7 +51,7 @@ def screen_once(
             err.print(
                 f"\n{how}; what was judged is kept. Go on with the same command, run {chosen}"
             )
-            raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
+            raise SystemExit(stop.code if isinstance(stop, SystemExit) else INTERRUPTED) from None
     store = open_store(url)
     finished = summary(store, store.runs.find(chosen))
     return replace(finished, whole_seconds=round(time.monotonic() - began, 3))

@@ -116,9 +116,13 @@ def ui(
 
 
 def _read(files: list[Path]) -> "list[tuple[Screen, Path]]":
-    from tiers.screenfile.file import load_screen
+    from tiers.screenfile.file import STDIN, load_screen
 
-    return [(load_screen(file), file.resolve()) for file in files]
+    screens = [(load_screen(file), file.resolve()) for file in files]
+    for screen, file in screens:
+        if screen.candidates.source == STDIN:
+            fail(f"{file}: candidates.from: '-' is this terminal's input, which ends; name a file")
+    return screens
 
 
 def _for_the_runs(database: str | None) -> "Settings":

@@ -29,6 +29,39 @@ def write_after(store: Store, run: Run, after: AfterSection) -> str:
     return _to_table(store, run, after)
 
 
+def check_after(after: AfterSection) -> None:
+    """Refuse at once what could not be written once the run is done.
+
+    Raises:
+        WritingError: the folder cannot be written to, or the variable is not set.
+    """
+    if after.results is None:
+        _address_of(after)
+        return
+    path = Path(after.results)
+    folder = next(each for each in (path.parent, *path.parents) if each.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise WritingError(
+            f"after.results: {path} cannot be written; name a file in a folder of yours"
+        )
+
+
+def _address_of(after: AfterSection) -> str:
+    """Of the table's database.
+
+    Raises:
+        WritingError: the variable is not set.
+    """
+    variable = str(after.url_variable)
+    load_keys([variable])
+    if url := os.environ.get(variable, ""):
+        return url
+    raise WritingError(
+        f"after.table: the variable {variable} is not set; write the database's address into it, "
+        "in the environment or in .env: postgresql://user@host/name"
+    )
+
+
 def _to_file(store: Store, run: Run, after: AfterSection, pattern: str) -> str:
     path = Path(pattern.replace("{run}", _as_name(run.key)).replace("{screen}", run.screen))
     part = path.with_name(f".{path.name}.part")
@@ -54,11 +87,10 @@ def _to_table(store: Store, run: Run, after: AfterSection) -> str:
     from sqlalchemy import Column, Double, MetaData, Table, Text, create_engine, delete, insert
     from sqlalchemy.exc import SQLAlchemyError
 
-    variable = str(after.url_variable)
-    load_keys([variable])
-    url = os.environ.get(variable, "")
-    if not url:
-        raise _refused(run, f"the variable {variable} is not set; write the address into it")
+    try:
+        url = _address_of(after)
+    except WritingError as error:
+        raise _refused(run, str(error)) from error
     schema, _, name = str(after.table).rpartition(".")
     columns = [Column(each, Double() if each == "score" else Text()) for each in COLUMNS]
     table = Table(name, MetaData(), *columns, schema=schema or None)

@@ -167,7 +167,9 @@ def _rows_of_query(source: SqlSource) -> Iterator[Read]:
         raise ScreenError(source.sql, [said])
     line = 0
     try:
-        engine = create_engine(with_driver(url))
+        address = with_driver(url)
+        _require_there(source, address)
+        engine = create_engine(address)
         try:
             with engine.connect() as connection:
                 streaming = connection.execution_options(stream_results=True, yield_per=PAGE)
@@ -181,6 +183,14 @@ def _rows_of_query(source: SqlSource) -> Iterator[Read]:
         why = hidden(" ".join(str(getattr(error, "orig", None) or error).split()), url)
         said = f"candidates.from: {why} (the database of {source.url_variable})"
         raise ScreenError(source.sql, [said]) from error
+
+
+def _require_there(source: SqlSource, address: Any) -> None:
+    """SQLite would make an empty database of a name that is misspelt."""
+    file = address.database if address.get_backend_name() == "sqlite" else None
+    if file and file != ":memory:" and not file.startswith("file:") and not Path(file).exists():
+        said = f"no such database: {file} (the address in {source.url_variable}); write its path"
+        raise ScreenError(source.sql, [f"candidates.from: {said}"])
 
 
 def _require_once(source: SqlSource, names: list[str]) -> None:

@@ -189,7 +189,9 @@ def show(finished: Summary, console: Console) -> None:
         console.print(in_words(finished.audit))
     rows = finished.rows
     if rows.bad or rows.duplicate:
-        look = '; tamis sql "SELECT line, reason FROM bad_row"' if rows.bad else ""
+        of_run = f"JOIN run ON run.id = run_id WHERE run.key = '{finished.run}'"
+        query = f"SELECT line, reason FROM bad_row {of_run}"  # noqa: S608 - a line to copy
+        look = f'; tamis sql "{query}"' if rows.bad else ""
         console.print(
             f"{rows.read:,} rows read, {rows.duplicate:,} of them repeated and "
             f"{rows.bad:,} unreadable{look}"

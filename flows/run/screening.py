@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from db.engine import check_ready, open_engine
 from db.store import Run, RunState, Store, opened_store
-from flows.files.after import write_after
+from flows.files.after import check_after, write_after
 from flows.files.ingest import check_input, in_words, ingest
+from flows.files.writing import WritingError
 from flows.guarantee.state import check_calibration, require_calibration
 from flows.guarantee.thresholds import standing
 from flows.progress import Display, say
@@ -48,9 +49,12 @@ def prepare(
         DatabaseError: the database cannot be used.
         ScreenError: the candidates' files are not there, lack a column or hold no candidate.
         TierError: a model, a key or a price is not there, or a promise is not calibrated.
+        WritingError: results cannot go where the screen wants them.
     """
     load_keys(tier.key_name for tier in definition.tiers if isinstance(tier, RemoteTier))
     check_prices(definition)
+    if definition.after is not None:
+        check_after(definition.after)
     url = Settings().database()
     _check_shard(definition, url)
     check_ready(url)
@@ -170,8 +174,13 @@ def hand_on(definition: Screen, key: str) -> None:
         return
     with opened_store(Settings().database()) as store:
         run = store.runs.find(key)
-        if run.state in OVER and not store.runs.account(run.id).pending:
+        if run.state not in OVER or store.runs.account(run.id).pending:
+            return
+        try:
             current().say(write_after(store, run, definition.after))
+        except WritingError as error:
+            store.runs.note(run.id, str(error))
+            raise
 
 
 def read_candidates(

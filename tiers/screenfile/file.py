@@ -169,12 +169,13 @@ SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
-def load_screen(path: Path) -> Screen:
+def load_screen(path: Path | str) -> Screen:
     """Read a screen file; names of files in it are relative to its folder.
 
     Raises:
         ScreenError: with every fault of the file, each with its line and what to write instead.
     """
+    path = Path(path)
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

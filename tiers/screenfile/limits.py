@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tiers.screenfile.section import Section, VariableName
 
+_RESULTS = (".csv", ".json", ".jsonl", ".parquet")
 _NAME = "[A-Za-z_][A-Za-z0-9_]{0,62}"
 
 
@@ -129,4 +130,11 @@ class AfterSection(Section):
             raise ValueError("write either results: out/{run}.csv, or table: accepted")
         if (self.table is None) != (self.url_variable is None):
             raise ValueError("table and url_variable go together: {table: t, url_variable: URL}")
+        if self.results is not None and not self.results.endswith(_RESULTS):
+            raise ValueError(f"results: '{self.results}' is none of {', '.join(_RESULTS)}")
+        unknown = set(re.findall(r"\{(\w*)\}", self.results or "")) - {"run", "screen"}
+        if unknown:
+            raise ValueError(
+                f"results: '{{{min(unknown)}}}' stands for nothing; write {{run}} or {{screen}}"
+            )
         return self
