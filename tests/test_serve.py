@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from .project import Project
-from .test_prefect import asked, until
+from .test_prefect import asked, deployment, fired, until
 from .test_run import tier
 
 Form = dict[str, Any]
@@ -34,10 +35,6 @@ def serving(project: Project, *arguments: str) -> Iterator[subprocess.Popen[str]
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-
-
-def deployment(api: str, name: str) -> Any:
-    return asked(f"{api}/deployments/name/{name}")
 
 
 def started(api: str, name: str, form: Form | None = None) -> str:
@@ -154,33 +151,55 @@ def test_a_run_that_works_is_not_begun_twice(project: Project, prefect_url: str)
         assert ended(prefect_url, first)[1] == "Cancelled"
 
 
-def due(api: str, deployment_id: str) -> Callable[[], Any]:
-    wanted = {
-        "deployments": {"id": {"any_": [deployment_id]}},
-        "flow_runs": {"tags": {"all_": ["auto-scheduled"]}, "start_time": {"is_null_": False}},
-    }
-    return lambda: [
-        one["id"]
-        for one in asked(f"{api}/flow_runs/filter", wanted)
-        if one["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-    ]
+def grows_in_a_file(project: Project, _: pytest.FixtureRequest) -> Callable[[int], None]:
+    return lambda count: grow(project, count)
 
 
+def grows_in_a_table(project: Project, request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """The candidates are rows of somebody's Postgres."""
+    url = make_url(str(request.getfixturevalue("postgres_url")))
+    url = url.set(drivername="postgresql+psycopg")
+    project.env["WAREHOUSE_URL"] = url.render_as_string(hide_password=False)
+    query = '{sql: "SELECT id, text FROM paper", url_variable: WAREHOUSE_URL}'
+    file = project.folder / "screen.yaml"
+    file.write_text(file.read_text().replace("from: in.jsonl", f"from: {query}"))
+    engine = create_engine(url)
+
+    def add(count: int) -> None:
+        rows = [{"id": f"k{i:06}", "text": f"text number {i}"} for i in range(count)]
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE IF NOT EXISTS paper (id TEXT UNIQUE, text TEXT)"))
+            connection.execute(
+                text("INSERT INTO paper VALUES (:id, :text) ON CONFLICT DO NOTHING"), rows
+            )
+        engine.dispose()
+
+    return add
+
+
+@pytest.mark.parametrize(
+    "growing",
+    [grows_in_a_file, pytest.param(grows_in_a_table, marks=pytest.mark.postgres)],
+)
 def test_a_schedule_judges_what_is_new_and_outlives_its_process(
-    project: Project, prefect_url: str
+    project: Project,
+    prefect_url: str,
+    request: pytest.FixtureRequest,
+    growing: Callable[[Project, pytest.FixtureRequest], Callable[[int], None]],
 ) -> None:
-    fast(project, "nightly", count=20)
-    with serving(project, "screen.yaml", "--cron", "* * * * *"):
-        mine = deployment(prefect_url, "screen/nightly")["id"]
-        (first,) = until(due(prefect_url, mine), 150)
-        assert "20 candidates" in ended(prefect_url, first)[2]
-    assert deployment(prefect_url, "screen/nightly")["schedules"][0]["active"]
-    grow(project, 30)
-    with serving(project, "screen.yaml", "--cron", "* * * * *"):
-        both = until(lambda: len(found := due(prefect_url, mine)()) > 1 and found, 150)
-        (second,) = [one for one in both if one != first][:1]
-        assert re.fullmatch(r"nightly nightly-\d{8}-\d{4}", ended(prefect_url, second)[0])
-        message = ended(prefect_url, second)[2]
+    screen = growing.__name__
+    fast(project, screen, count=20)
+    add = growing(project, request)
+    add(20)
+    with serving(project, "screen.yaml", "--cron", "0 6 * * *"):
+        name, _, message = ended(prefect_url, fired(prefect_url, f"screen/{screen}", 0))
+        assert re.fullmatch(rf"{screen} {screen}-\d{{8}}-0600", name)
+        assert "20 candidates" in message
+    assert deployment(prefect_url, f"screen/{screen}")["schedules"][0]["active"]
+    add(30)
+    with serving(project, "screen.yaml", "--cron", "0 6 * * *"):
+        other, _, message = ended(prefect_url, fired(prefect_url, f"screen/{screen}", -1))
+        assert other != name
         assert "30 candidates" in message
     code, out, _ = project.tamis(
         "sql", "SELECT run, SUM(judged) AS judged, SUM(reused) AS reused FROM funnel GROUP BY run "
