@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt requirements/llama.py
 
-.PHONY: demo test quick mutants test-vllm check install install-dev clean help
+.PHONY: demo test quick mutants test-ray test-vllm check install install-dev clean help
 
 help:
 	@echo "make demo   screen 2,000 made-up applicants through three small models"
@@ -13,6 +13,7 @@ help:
 	@echo "make quick  lint, types, contracts and the tests that start no process, server or model"
 	@echo "make mutants  break the modules on which most depends, and count what no test notices"
 	@echo "make test-vllm   the vLLM backend against a real vLLM on the processor, in .venv-vllm"
+	@echo "make test-ray    engines on a Ray cluster of two machines, which are processes here"
 	@echo "make clean  remove .venv, .venv-vllm and tamis-data"
 
 demo: .venv/.base
@@ -33,6 +34,11 @@ mutants: .venv/.dev
 test-vllm: .venv-vllm/.ready
 	@echo "starting four engines one after the other, some 20 s each on an idle machine"
 	@.venv-vllm/bin/python -m pytest --confcutdir=tests/vllm tests/vllm
+
+test-ray: .venv/.dev
+	@echo "installing Ray into .venv, 70 MB to fetch the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	@$(BIN)/python -m pytest tests/test_cluster.py
 
 check: .venv/.dev
 	@$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ import numpy as np
 from bench.common import finish, machine, table
 from demo.records import applicants
 from tiers.calibration import Result, Status, calibrate
-from tiers.host import open_tier
+from tiers.placing import open_tier
 from tiers.screenfile.file import Screen, load_screen
 from tiers.tier import job_of
 from tiers.types import Candidate

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tiers.backends.files import PRESETS
-from tiers.host import open_tier
+from tiers.placing import open_tier
 from tiers.screenfile.file import Screen, load_screen
 from tiers.tier import job_of
 from tiers.types import Candidate

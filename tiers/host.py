@@ -24,8 +24,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from tiers.opening import open_backend
-from tiers.screenfile.tiers import HttpTier
-from tiers.tier import Job, Tier
+from tiers.tier import Job
 from tiers.types import Candidate, Judgement, TierError
 
 CHUNK = 512
@@ -275,12 +274,3 @@ if __name__ == "__main__":
     from tiers.host import main as run
 
     run()
-
-
-def open_tier(job: Job) -> Tier:
-    """Open a tier for use by a flow: engines in a child process, what only waits in this one.
-
-    Raises:
-        TierError: the engine or its model cannot be opened.
-    """
-    return open_backend(job) if isinstance(job.config, HttpTier) else HostedTier(job)

@@ -14,8 +14,10 @@ Config = TypeVar("Config", bound=TierSection)
 class Tier(Protocol):
     """One judge. Judgements come in any order, exactly one for each candidate."""
 
-    rates: Mapping[str, float]
-    """What the engine measured of itself: `prefill` and `decode`, in tokens a second."""
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """What the engine measured of itself: `prefill` and `decode`, in tokens a second."""
+        ...
 
     @property
     def remarks(self) -> Sequence[str]:

@@ -11,7 +11,8 @@ from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
 from flows.run.budget import Admission, Budgets
 from flows.run.hold import Paused
-from tiers.host import open_tier
+from tiers.placing import open_tier
+from tiers.screenfile.tiers import EngineTier
 from tiers.tier import Interruptible, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
 
@@ -19,6 +20,8 @@ PAGE = 1_000
 """Candidates read from the database at once."""
 FIRST_BLOCK = 256
 BLOCK_SECONDS = 15.0
+CLUSTER_BLOCK_SECONDS = 120.0
+"""On a cluster each worker has blocks of its own, and all of them wait for the end of ours."""
 BLOCKS = 300
 """Task runs that a tier may take at most: Prefect's server needs 23 ms for each."""
 FLUSH_ROWS = 128
@@ -145,7 +148,10 @@ class TierRun:
         if admission is not None and admission.closed:
             return 0
         tier = self._open(waiting)
-        after, size, judged = 0, FIRST_BLOCK, 0
+        after, judged = 0, 0
+        size, block_seconds = FIRST_BLOCK, BLOCK_SECONDS
+        if isinstance(config := self.work.job.config, EngineTier) and config.workers is not None:
+            size, block_seconds = FIRST_BLOCK * config.machines, CLUSTER_BLOCK_SECONDS
 
         def kept() -> None:
             self._count_anew()
@@ -173,7 +179,7 @@ class TierRun:
                 return judged
             after = block.last or 0
             rate = block.judged / max(block.seconds, 1e-3)
-            size = max(FIRST_BLOCK, int(rate * BLOCK_SECONDS), waiting // BLOCKS)
+            size = max(FIRST_BLOCK, int(rate * block_seconds), waiting // BLOCKS)
 
     def _heed_pause(self) -> None:
         if self.work.pausing():

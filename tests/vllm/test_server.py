@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tiers.backends.vllm.tier import Vllm
-from tiers.host import open_tier
+from tiers.placing import open_tier
 from tiers.screenfile.file import Screen
 from tiers.tier import Job
 

@@ -58,6 +58,35 @@ class TierSection(Section):
         return 1
 
 
+class WorkersSection(Section):
+    """Engines of a tier on the machines of a Ray cluster."""
+
+    ray: str = Field(pattern=r"^(auto|[\w.-]+:[0-9]{1,5})$")
+    """`auto` for the cluster that this machine belongs to, or the head's `host:port`."""
+    count: int = Field(1, ge=1, le=1024)
+    """How many engines, each with resources of its own."""
+    cpus: float = Field(1, ge=0)
+    """Processors that each engine takes."""
+    gpus: float = Field(0, ge=0)
+    """GPUs that each engine takes; Ray shows it those alone."""
+    patience_seconds: float = Field(600, gt=0)
+    """How long a worker may say nothing before its candidates are asked elsewhere, and how long to
+    wait for a machine with room."""
+
+
+class EngineTier(TierSection):
+    """What every tier has whose engine is ours to start."""
+
+    operational: ClassVar[frozenset[str]] = TierSection.operational | {"workers"}
+
+    workers: WorkersSection | None = None
+    """On other machines; by default one engine on this one."""
+
+    @property
+    def machines(self) -> int:
+        return 1 if self.workers is None else self.workers.count
+
+
 class ModelTierSection(TierSection):
     """What every tier has that asks a language model."""
 
@@ -88,7 +117,7 @@ class HubModel(Section):
     hub: str = Field(pattern=r"^[^/\s]+/[^/\s]+/\S+$")
 
 
-class LlamaTier(ModelTierSection):
+class LlamaTier(EngineTier, ModelTierSection):
     """A GGUF model run by llama.cpp in a child process of its own."""
 
     backend: Literal["llama"]
@@ -128,7 +157,7 @@ class LlamaTier(ModelTierSection):
         return self
 
 
-class VllmTier(ModelTierSection):
+class VllmTier(EngineTier, ModelTierSection):
     """A model in Hugging Face's layout, run by vLLM in a child process of its own."""
 
     backend: Literal["vllm"]
@@ -308,7 +337,7 @@ def _address(url: str) -> str:
     return url.rstrip("/")
 
 
-class PythonTier(TierSection):
+class PythonTier(EngineTier):
     """A user's own tier: `class Mine: def __init__(self, rubric, **options); judge; close`."""
 
     backend: Literal["python"]
