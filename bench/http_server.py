@@ -6,6 +6,7 @@ log-probabilities of five tokens, and counts what it is asked.
 
 import argparse
 import asyncio
+import os
 import re
 import sys
 from typing import Any
@@ -39,6 +40,8 @@ class Protocol(asyncio.Protocol):
     """One connection."""
 
     asked = 0
+    count: int | None = None
+    """A file that grows by a byte for every request, and outlives the process."""
 
     def __init__(self, delay: float) -> None:
         self._delay = delay
@@ -64,6 +67,8 @@ class Protocol(asyncio.Protocol):
             self._transport.write(head + body)
             return
         Protocol.asked += 1
+        if Protocol.count is not None:
+            os.write(Protocol.count, b".")
         number = NUMBER.search(request)
         reply = YES if number and int(number[1]) % 3 == 0 else NO
         if self._delay:
@@ -72,9 +77,9 @@ class Protocol(asyncio.Protocol):
             self._transport.write(reply)
 
 
-async def serve(delay: float) -> None:
+async def serve(delay: float, port: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Protocol(delay), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Protocol(delay), "127.0.0.1", port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)  # until the bench is gone
 
@@ -82,4 +87,9 @@ async def serve(delay: float) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
-    uvloop.run(serve(arguments.parse_args().delay))
+    arguments.add_argument("--port", type=int, default=0, help="one that is free by default")
+    arguments.add_argument("--count", help="a file that grows by a byte for every request")
+    chosen = arguments.parse_args()
+    if chosen.count:
+        Protocol.count = os.open(chosen.count, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    uvloop.run(serve(chosen.delay, chosen.port))

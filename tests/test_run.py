@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -57,40 +56,6 @@ def test_a_run_accounts_for_everybody_and_pays_once(project: Project, database_u
     assert project.results(again["run"], database_url) == project.results(
         first["run"], database_url
     )
-
-
-def test_killed_at_random_points_it_ends_the_same_and_pays_at_most_two_percent_more(
-    project: Project,
-) -> None:
-    paid = project.folder / "paid"
-
-    def slow(salt: str) -> str:
-        return f"seconds: 0.0003, salt: {salt}, paid: {paid}"
-
-    project.write(
-        tier("fast", "reject_below: 0.4", options=slow("a")),
-        tier("rescore", "top: 3000", options=slow("b")),
-        tier("refine", "accept_above: 0.8", options=slow("c")),
-        count=10_000,
-    )
-    dice = random.Random(5)  # noqa: S311
-    for _ in range(3):
-        goal = (paid.stat().st_size if paid.exists() else 0) + dice.randrange(500, 5_000)
-        process = project.start("run", "screen.yaml", "--json", "--database", project.database)
-        while process.poll() is None and not (paid.exists() and paid.stat().st_size >= goal):
-            time.sleep(0.005)
-        assert process.poll() is None, process.communicate()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    code, finished, err = project.run()
-    assert code == 0, err
-    assert finished["run"] == "try-1"
-    (kept,) = ask(project.database, "SELECT count(*) AS judgements FROM judgement")
-    assert paid.stat().st_size <= 1.02 * kept["judgements"]
-    other = f"sqlite:///{project.folder}/other.db"
-    code, _, err = project.run(database=other)
-    assert code == 0, err
-    assert project.results("try-1") == project.results("try-1", other)
 
 
 def test_ctrl_c_keeps_what_was_judged_and_says_how_to_go_on(project: Project) -> None:

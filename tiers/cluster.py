@@ -36,7 +36,7 @@ LAST_SECONDS = 1.0
 BLOCK_MOST = 20_000
 AHEAD = 2
 """Blocks that a worker has at a time: the second is there when the first is done."""
-SEND_SECONDS = 1.0
+SEND_SECONDS = 0.2
 """How long a worker keeps judgements back; what its death costs."""
 LOOK_SECONDS = 1.0
 FAULTS_IN_A_ROW = 3
