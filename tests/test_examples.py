@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from tiers.types import Candidate
 
 SECTIONS = (
     "Candidates", "LlamaTier", "VllmTier", "HttpTier", "OpenAIBatchTier", "PythonTier", "Policy",
-    "BudgetSection", "PriceSection", "GuaranteeSection", "AfterSection", "SqlSource",
+    "BudgetSection", "PriceSection", "GuaranteeSection", "AfterSection", "SqlSource", "WorkersSection",
 )  # fmt: skip
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +54,17 @@ def test_every_key_of_a_tier_is_documented() -> None:
     for section in SECTIONS:
         for key in schema["$defs"][section]["properties"]:
             assert re.search(rf"[`{{ ]{key}[`:]", text), f"{section}.{key}"
+
+
+def test_systemd_takes_the_unit_of_the_examples(tmp_path: Path) -> None:
+    if (verify := shutil.which("systemd-analyze")) is None:
+        pytest.skip("no systemd-analyze on this machine")
+    unit = tmp_path / "tamis.service"
+    text = (ROOT / "examples" / "tamis.service").read_text()
+    unit.write_text(text.replace("/srv/tamis/.venv/bin/tamis", sys.executable))
+    found = subprocess.run([verify, "verify", unit], capture_output=True, text=True, check=False)
+    assert str(unit) not in found.stderr, found.stderr
+    assert "tamis.service" not in found.stderr, found.stderr
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -4,10 +4,12 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from .test_prefect import asked, deployment, fired, until
 from .test_run import tier
 
 Form = dict[str, Any]
+ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
@@ -241,6 +244,12 @@ def test_screens_are_deployed_to_a_pool_listed_and_taken_away(
     (row,) = [one for one in json.loads(out) if one["deployment"] == "screen/pooled"]
     assert (row["pool"], row["schedule"]) == ("machines", "0 6 * * * (Europe/Berlin)")
     assert deployment(prefect_url, "screen/pooled")["entrypoint"] == "flows.served.screen"
+    prefect_yaml = (ROOT / "examples" / "prefect.yaml").read_text()
+    (project.folder / "prefect.yaml").write_text(prefect_yaml)
+    deploying = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    subprocess.run(deploying, cwd=project.folder, env=project.env, check=True, capture_output=True)
+    assert deployment(prefect_url, "screen/papers")["entrypoint"] == "flows.served.screen"
+
     assert project.tamis("deploy", "--delete", "pooled")[0] == 0
     code, _, err = project.tamis("deploy", "--delete", "pooled")
     assert (code, "no deployment of screen 'pooled'" in err) == (2, True)
