@@ -59,7 +59,14 @@ class Child:
         """Whether the user named the server, which may not outlive a container of ours."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "flows.prefect_child", *map(str, filter(None, [listening]))],
+                # -P: no module of the working folder, which may be a stranger's.
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "flows.prefect_child",
+                    *map(str, filter(None, [listening])),
+                ],
                 pass_fds=[] if listening is None else [listening],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -301,5 +308,14 @@ def _server_command(settings: Settings, port: int) -> list[str]:
     }
     os.environ.update({name: os.environ.get(name, value) for name, value in _DEFAULTS.items()})
     os.environ.update(named)
-    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    return [*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+    command = [sys.executable, "-P", "-m", "uvicorn", "--factory"]
+    return [
+        *command,
+        "prefect.server.api.server:create_app",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--log-level",
+        "error",
+    ]

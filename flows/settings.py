@@ -1,7 +1,8 @@
 """Where things are: database and data folder. From the environment and `.env`."""
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -22,8 +23,6 @@ class Settings(BaseSettings):
     """Whether Prefect is told of runs that Prefect did not start."""
     keep_server_seconds: float = Field(90.0, ge=0)
     """How long our own Prefect server waits for the next run before it ends."""
-    trusted_hosts: str = ""
-    """Which key may go to which host beside its provider's: `MY_KEY@host, MY_KEY@http://other`."""
 
     def database(self, given: str | None = None) -> str:
         """The database to use: the one given, the setting, or a SQLite file of our own."""
@@ -33,12 +32,20 @@ class Settings(BaseSettings):
 def load_keys(names: Iterable[str | None]) -> None:
     """Take keys from `.env` into the environment, where tiers look for them; what is set stays.
 
-    So are the hosts that keys may go to.
+    So are the hosts that keys of `.env` may go to. That file may have come with a screen file, and
+    so it has no say over a key that is set elsewhere.
     """
     kept = dotenv_values(".env")
-    if trusted := Settings().trusted_hosts:
-        os.environ[TRUSTED_HOSTS] = trusted
     for name in names:
         value = kept.get(name) if name is not None else None
         if name is not None and value and not os.environ.get(name):
             os.environ[name] = value
+    if (hosts := kept.get(TRUSTED_HOSTS)) and TRUSTED_HOSTS not in os.environ:
+        entries = re.split(r"[,;\s]+", hosts)
+        of_its_keys = [one for one in entries if _is_kept(one.partition("@")[0], kept)]
+        os.environ[TRUSTED_HOSTS] = ",".join(of_its_keys)
+
+
+def _is_kept(name: str, kept: Mapping[str, str | None]) -> bool:
+    """Whether the key that is used is the one of `.env`."""
+    return bool(kept.get(name)) and (os.environ.get(name) or kept[name]) == kept[name]

@@ -46,6 +46,10 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         {"profile": "openai", "base_url": "https://api.openai.com.evil.example/v1"},
         {"profile": "openai", "base_url": "https://evil.example/api.openai.com/v1"},
         {"profile": "openai", "base_url": "http://api.openai.com/v1"},
+        {"profile": "openai", "base_url": "https://api.openai.com./v1"},
+        {"profile": "openai", "base_url": "https://api-openai.com/v1"},
+        {"profile": "openai", "base_url": "https://xapi.openai.com/v1"},
+        {"profile": "openai", "base_url": "https://127.1/v1"},
         {"key_variable": "AWS_SECRET_ACCESS_KEY", "base_url": AWAY},
         {"key_variable": "AWS_SECRET_ACCESS_KEY", "base_url": "http://10.0.0.1:8000/v1"},
         {"key_variable": "AWS_SECRET_ACCESS_KEY", "profile": "openai"},
@@ -102,17 +106,32 @@ def test_what_the_refusal_says_to_set_lets_the_key_go_there_and_nowhere_else(mon
             key_of(other)
 
 
-def test_hosts_are_allowed_in_the_environment_or_in_the_file_env(tmp_path, monkeypatch):
+def test_hosts_are_allowed_in_the_environment_or_for_a_key_of_env_in_that_file(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    Path(".env").write_text(f"{TRUSTED_HOSTS}=MY_KEY@evil.example\n")
+    Path(".env").write_text(f"MY_KEY={SECRET}\n{TRUSTED_HOSTS}=MY_KEY@evil.example\n")
+    monkeypatch.setenv("MY_KEY", "")
     monkeypatch.delenv(TRUSTED_HOSTS)
     tier = http(key_variable="MY_KEY", base_url=AWAY)
     load_keys([])
+    load_keys(["MY_KEY"])
     assert key_of(tier) == SECRET
     monkeypatch.setenv(TRUSTED_HOSTS, "MY_KEY@elsewhere.example")
     load_keys([])
     with pytest.raises(TierError, match="nobody has allowed"):
         key_of(tier)
+
+
+def test_a_file_env_that_came_with_a_screen_has_no_say_over_keys_of_the_environment(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text(f"MY_KEY=bait\n{TRUSTED_HOSTS}=MY_KEY@evil.example\n")
+    monkeypatch.delenv(TRUSTED_HOSTS)
+    load_keys(["MY_KEY"])
+    with pytest.raises(TierError, match="nobody has allowed"):
+        key_of(http(key_variable="MY_KEY", base_url=AWAY))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What all commands share: where they print, how they fail, and their common options."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -31,6 +32,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AllowShrink = Annotated[
     bool,
     typer.Option("--allow-shrink", help="Let more than half of the run's candidates leave it."),
+]
+
+
+def _trust(wanted: bool) -> bool:
+    """Trust all folders in this process and in those that it starts, which open the tiers."""
+    if wanted:
+        from tiers.screenfile.trust import EVERYWHERE, TRUSTED_FOLDERS
+
+        os.environ[TRUSTED_FOLDERS] = EVERYWHERE
+    return wanted
+
+
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        callback=_trust,
+        help="Trust the screen file: let it run code, and read and write outside its folder.",
+    ),
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The screen file.")]
 

@@ -11,6 +11,7 @@ from flows.commands.console import (
     DONE,
     UNFINISHED,
     UNKEPT,
+    AllowCode,
     AllowShrink,
     AsJson,
     Database,
@@ -51,6 +52,7 @@ def calibrate(
     key: Annotated[str | None, typer.Option(help="Name of the run; the same key goes on.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
     allow_shrink: AllowShrink = False,
+    allow_code: AllowCode = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Go on where the plan says that labels are too few.")
     ] = False,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.console import (
+    AllowCode,
     AllowShrink,
     AsJson,
     Database,
@@ -35,6 +36,7 @@ def run(
         typer.Option(metavar="I/N", help="Only part I of N, as a run of its own: 2/8."),
     ] = None,
     allow_shrink: AllowShrink = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Screen all candidates. Run again after a stop of any kind: it goes on where it was.

@@ -31,8 +31,10 @@ from tiers.screenfile.template import check_template
 from tiers.screenfile.tiers import (
     BACKENDS,
     HttpTier,
+    PythonTier,
     Tier,
 )
+from tiers.screenfile.trust import advice, overreach, trusted
 
 STDIN = "-"
 
@@ -169,8 +171,13 @@ SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
-def load_screen(path: Path) -> Screen:
+def load_screen(path: Path, *, allow_code: bool = False) -> Screen:
     """Read a screen file; names of files in it are relative to its folder.
+
+    Args:
+        path: the file.
+        allow_code: trust it: it may run code, and read and write outside its folder. Files in
+            folders of `TAMIS_TRUSTED_FOLDERS` may do so anyway.
 
     Raises:
         ScreenError: with every fault of the file, each with its line and what to write instead.
@@ -192,13 +199,29 @@ def load_screen(path: Path) -> Screen:
     except ValidationError as error:
         problems += [problem_of(fault, tree, SECTIONS) for fault in error.errors()]
         raise ScreenError(str(path), problems) from error
-    anchored = _anchored(screen, path.resolve().parent)
+    folder = path.resolve().parent
+    if allow_code:
+        screen = _allowing_code(screen)
+    elif not trusted(path):
+        faults = (
+            {"loc": place, "msg": f"{does}, which {advice(folder)}", "type": "trust"}
+            for place, does in overreach(screen, folder)
+        )
+        problems += [problem_of(fault, tree, SECTIONS) for fault in faults]
+    anchored = _anchored(screen, folder)
     after = anchored.after
     if after is not None and after.results == anchored.candidates.source:
         problems.append("after.results: would write over the candidates' own file; name another")
     if problems:
         raise ScreenError(str(path), problems)
     return anchored
+
+
+def _allowing_code(screen: Screen) -> Screen:
+    tiers = (
+        tier.allowing_code() if isinstance(tier, PythonTier) else tier for tier in screen.tiers
+    )
+    return screen.model_copy(update={"tiers": tuple(tiers)})
 
 
 def _anchored(screen: Screen, folder: Path) -> Screen:
