@@ -205,7 +205,7 @@ def test_json_lines_are_taken_from_standard_input(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "run", "screen.yaml", "--json"],
         input=lines, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": str(HERE.parent), "TAMIS_RECORD": "false", "TAMIS_DATABASE_URL": f"sqlite:///{folder}/tamis.db"},
+        env={"PYTHONPATH": str(HERE.parent), "TAMIS_TRUSTED_FOLDERS": "/", "TAMIS_RECORD": "false", "TAMIS_DATABASE_URL": f"sqlite:///{folder}/tamis.db"},
     )  # fmt: skip
     finished = json.loads(done.stdout)
     assert (finished["candidates"], finished["rows"]["bad"], done.returncode) == (6, 1, 3), (

@@ -172,6 +172,20 @@ def test_vllm_gets_no_option_by_which_a_model_brings_code(downloads):
     load_screen(screen(downloads, tier=tier % "max_model_len: 2048"))
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    "text", [BOMB, "screen: &a [*a]", "screen: " + "[" * 5000 + "]" * 5000, "a: &a {b: *a}"]
+)
+def test_a_screen_file_that_unfolds_without_end_is_refused(downloads, text):
+    (downloads / "screen.yaml").write_text(text)
+    with pytest.raises(ScreenError, match=r"holds more than 100,000 values|nested too deeply"):
+        load_screen(downloads / "screen.yaml")
+
+
 @pytest.mark.parametrize("how", ["flag", "folder"])
 def test_who_trusts_a_screen_has_it_run(downloads, tmp_path, prefect_url, how):
     project = Project(downloads, prefect_url)

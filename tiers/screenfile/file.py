@@ -24,7 +24,14 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tiers.policy import Policy
-from tiers.screenfile.faults import ScreenError, faults_between_tiers, problem_of, repeated_keys
+from tiers.screenfile.faults import (
+    MOST_VALUES,
+    ScreenError,
+    faults_between_tiers,
+    problem_of,
+    repeated_keys,
+    unfolded,
+)
 from tiers.screenfile.limits import AfterSection, BudgetSection, GuaranteeSection, PriceSection
 from tiers.screenfile.section import Section, VariableName, shape_of
 from tiers.screenfile.template import check_template
@@ -182,17 +189,7 @@ def load_screen(path: Path, *, allow_code: bool = False) -> Screen:
     Raises:
         ScreenError: with every fault of the file, each with its line and what to write instead.
     """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScreenError(str(path), [f"cannot be read: {error}"]) from error
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ScreenError(str(path), [f"is not YAML: {' '.join(str(error).split())}"]) from error
-    if not isinstance(value, dict):
-        raise ScreenError(str(path), ["holds no screen; `tamis init` writes one to start from"])
+    tree, value = _yaml_of(path)
     problems = list(repeated_keys(tree))
     try:
         screen = Screen.model_validate(value)
@@ -215,6 +212,26 @@ def load_screen(path: Path, *, allow_code: bool = False) -> Screen:
     if problems:
         raise ScreenError(str(path), problems)
     return anchored
+
+
+def _yaml_of(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
+    """A YAML file as nodes, which know their lines, and as values."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScreenError(str(path), [f"cannot be read: {error}"]) from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        if unfolded(tree) > MOST_VALUES:
+            raise ScreenError(str(path), [f"holds more than {MOST_VALUES:,} values"])
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ScreenError(str(path), [f"is not YAML: {' '.join(str(error).split())}"]) from error
+    except RecursionError as error:
+        raise ScreenError(str(path), ["is nested too deeply, or a value holds itself"]) from error
+    if not isinstance(value, dict):
+        raise ScreenError(str(path), ["holds no screen; `tamis init` writes one to start from"])
+    return tree, value
 
 
 def _allowing_code(screen: Screen) -> Screen:
