@@ -189,10 +189,12 @@ def decide(
 
     Who has to be judged by a later tier now waits for the next `tamis run`.
     """
+    from flows.guarantee.labelling import definition_of
     from flows.guarantee.thresholds import change_of
     from flows.report.summary import show, summary
     from flows.run.hold import held
     from flows.run.session import how_it_stands
+    from flows.run.suspicion import mark_suspicious
 
     store, run = found_run(database, run_key)
     if (tier is None) == (policy is None):
@@ -212,6 +214,7 @@ def decide(
             position, change = change_of(store, run, str(tier), reject_below, accept_above)
             store.policies.move(run.id, position, change, **said)
         store.verdicts.redecide(run.id, position)
+        mark_suspicious(store, run.id, definition_of(run).suspicious)
         store.runs.finish(run.id, *how_it_stands(store, run), attempt=hold.attempt)
     finished = summary(store, run)
     if as_json:

@@ -10,6 +10,7 @@ from flows.progress import Display, say
 from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
 from flows.run.overlap import Overlap, groups
+from flows.run.suspicion import mark_suspicious
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import OpenAIBatchTier
 from tiers.types import Outcome
@@ -49,6 +50,9 @@ class Cascade:
         if len(group) > 1 and self._store.audits.draw(self._run.id):
             self._one(last)
         self._store.audits.settle(self._run.id)
+        marked = mark_suspicious(self._store, self._run.id, self._definition.suspicious)
+        if marked is not None:
+            say(marked, self._shown)
         return any(self._pays_for_more(position) for position in self._affordable)
 
     def _one(self, position: int) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -119,6 +119,14 @@ class Screen(Section):
     """What `tamis calibrate` has to promise; then tiers may leave their policies to it."""
     after: AfterSection | None = None
     """Where results go once a run is done."""
+    suspicious: Literal["review", "note", "off"] = "note"
+    """What becomes of an accepted candidate whose text speaks to the judge: a person looks, or its
+    reason says so."""
+
+    @field_validator("suspicious", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, how: Any) -> Any:
+        return "off" if how is False else how  # YAML takes a bare off for false
 
     @model_validator(mode="wrap")
     @classmethod
@@ -145,7 +153,7 @@ class Screen(Section):
     def digest(self) -> str:
         """Names this definition: two runs with equal digests compute the same."""
         defined = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for name in ("after", "budget", "guarantee"):
+        for name in ("after", "budget", "guarantee", "suspicious"):
             defined.pop(name, None)
         for tier, section in zip(self.tiers, defined["tiers"], strict=True):
             for name in tier.operational:
