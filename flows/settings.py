@@ -19,6 +19,10 @@ class Settings(BaseSettings):
 
     database_url: str | None = Field(None, repr=False)
     data_folder: Path = Path("tamis-data")
+    alert_review: int = Field(1_000, ge=1)
+    """So many candidates in review are told as an event."""
+    alert_errors: float = Field(0.05, ge=0, le=1)
+    """Such a share of candidates that failed is told as an event."""
     record: bool = True
     """Whether Prefect is told of runs that Prefect did not start."""
     keep_server_seconds: float = Field(90.0, ge=0)

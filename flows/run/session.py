@@ -5,17 +5,18 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 
 from db.engine import check_ready, open_engine
-from db.store import InputRefused, Run, RunState, Store
+from db.store import DatabaseError, InputRefused, Run, RunState, Store
 from flows import recorder
 from flows.guarantee.audit import alarm_of
 from flows.progress import Display, display, say
 from flows.run.hold import Hold, Paused, held
 from flows.settings import Settings, load_keys
+from flows.watch import events
 from tiers.backends.openai.account import hide, key_route
 from tiers.opening import identity
 from tiers.prices import check_prices
@@ -102,6 +103,8 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
                 raise
         finally:
             hold.over.set()
+            with suppress(DatabaseError):  # it is told as why the work ended
+                events.tell(run, state, reason, store.runs.account(run.id))
             recorder.current().end(state, reason)
             if as_before:
                 store.runs.put_back(before, attempt=hold.attempt)
