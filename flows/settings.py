@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from dotenv import dotenv_values
 from pydantic import Field
@@ -23,6 +24,8 @@ class Settings(BaseSettings):
     """So many candidates in review are told as an event."""
     alert_errors: float = Field(0.05, ge=0, le=1)
     """Such a share of candidates that failed is told as an event."""
+    log_format: Literal["text", "json"] = "text"
+    """How a run tells on stderr what it does; json is a line a message and a block."""
     record: bool = True
     """Whether Prefect is told of runs that Prefect did not start."""
     keep_server_seconds: float = Field(90.0, ge=0)

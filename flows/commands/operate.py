@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.console import AllowCode, AsJson, Database, fail, out, print_rows, settings
+from flows.commands.console import (
+    AllowCode,
+    AsJson,
+    Database,
+    LogFormat,
+    MetricsPort,
+    fail,
+    metrics,
+    out,
+    print_rows,
+    settings,
+)
 
 if TYPE_CHECKING:
     from flows.settings import Settings
@@ -32,6 +43,8 @@ def serve(
         int, typer.Option(min=1, max=65535, help="Of our own server and its UI.")
     ] = 4200,
     allow_code: AllowCode = False,
+    metrics_port: MetricsPort = None,
+    log_format: LogFormat = None,
     database: Database = None,
 ) -> None:
     """Have screens started from the Prefect UI and by a schedule, until Ctrl-C or SIGTERM.
@@ -45,6 +58,7 @@ def serve(
     screens = _read(files)
     chosen = _for_the_runs(database)
     with ExitStack() as stack:
+        stack.enter_context(metrics(database, metrics_port))
         url = answering_server() or stack.enter_context(server_of_our_own(chosen, port))
         import asyncio
 

@@ -15,7 +15,10 @@ from flows.commands.console import (
     AsJson,
     Database,
     File,
+    LogFormat,
+    MetricsPort,
     fail,
+    metrics,
     out,
     print_json,
     same_database,
@@ -37,6 +40,8 @@ def run(
     ] = None,
     allow_shrink: AllowShrink = False,
     allow_code: AllowCode = False,
+    metrics_port: MetricsPort = None,
+    log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Screen all candidates. Run again after a stop of any kind: it goes on where it was.
@@ -53,7 +58,10 @@ def run(
         if key is None:
             fail("a shard needs the name that all shards share; write --key monday --shard 2/8")
         definition, key = of_shard(definition, shard, key)
-    finished = screen_once(definition, database, key=key, limit=limit, allow_shrink=allow_shrink)
+    with metrics(database, metrics_port):
+        finished = screen_once(
+            definition, database, key=key, limit=limit, allow_shrink=allow_shrink
+        )
     if as_json:
         print_json(finished.as_json())
     else:

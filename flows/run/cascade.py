@@ -11,6 +11,7 @@ from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
 from flows.run.overlap import Overlap, groups
 from flows.run.suspicion import mark_suspicious
+from flows.watch.telemetry import span
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import OpenAIBatchTier
 from tiers.types import Outcome
@@ -62,8 +63,9 @@ class Cascade:
         else:
             tier = TierRun(work, self._shown)
             try:
-                tier.judge_waiting()
-                tier.finish()
+                with span(f"tier {work.name}", tier=work.name):
+                    tier.judge_waiting()
+                    tier.finish()
             finally:
                 tier.close()
         policy = self._definition.policy(position)

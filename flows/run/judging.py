@@ -11,6 +11,8 @@ from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
 from flows.run.budget import Admission, Budgets
 from flows.run.hold import Paused
+from flows.watch.telemetry import count, span
+from flows.watch.traces import TierTraces
 from tiers.host import open_tier
 from tiers.tier import Interruptible, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
@@ -48,6 +50,8 @@ class TierWork:
     """Whether something else went wrong, so that no new candidate is to be begun."""
     pausing: Callable[[], bool] = field(default=lambda: False, repr=False)
     """Whether a person asked for a pause: no new candidate is begun, and then the run ends."""
+    traces: TierTraces | None = field(default=None, repr=False)
+    """Where prompts and replies are kept."""
     follows: bool = False
     """Whether the tier before works at the same time, so that more comes in meanwhile."""
 
@@ -153,9 +157,11 @@ class TierRun:
 
         while True:
             first = f"{self.work.name} {self._done + 1:,}.."
-            with current().block(first) as called:
+            with current().block(first) as called, span(first, tier=self.work.name) as told:
                 block = judge_block(self.work, tier, after, size, self._step, kept)
                 called(f"{first}{self._done + block.judged:,}")
+                told["judged"] = block.judged
+            count(self.work.run.screen, self.work.name, block.judged, block.seconds)
             self._say_remarks(tier)
             self._heed_pause()
             if judged == 0 or block.last is None:
@@ -164,6 +170,7 @@ class TierRun:
             judged += block.judged
             self._done += block.judged
             self._total = max(self._total, self._done)
+            self._shown.block(self.work.name, block.judged, self._done, self._total, block.seconds)
             if self._artifact is not None:
                 self._artifact.update(self._done, self._total)
             stored()
@@ -258,6 +265,8 @@ def record(work: TierWork, judgements: list[Judgement]) -> None:
     Raises:
         TierError: a budget has to be kept and the server does not tell what it charges.
     """
+    if work.traces is not None:
+        work.traces.answered(judgements)
     untold: list[Judgement] = []
     if work.by_tokens:
         untold = [one for one in judgements if one.score is not None and not one.prompt_tokens]
@@ -294,6 +303,8 @@ class _Reader:
                 if work.stop() or work.pausing() or (admit is not None and not admit(candidate)):
                     return
                 self.last = candidate.id
+                if work.traces is not None:
+                    work.traces.asked(candidate)
                 yield candidate
 
 

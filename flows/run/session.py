@@ -51,7 +51,7 @@ def opened(
         with (
             ending_on_signals(),
             working(store, run, definition) as hold,
-            display() as shown,
+            display(run.key) as shown,
         ):
             run = replace(run, attempt=hold.attempt)
             say(f"{doing}run {run.key} of screen {run.screen}", shown)
@@ -176,10 +176,15 @@ def how_it_stands(store: Store, run: Run) -> tuple[RunState, str | None]:
     return RunState.INCOMPLETE, None
 
 
-def _without_keys(text: str, run: Run) -> str:
-    """The text without any key that we know, which servers and libraries may repeat."""
+def keys_of(run: Run) -> list[str]:
+    """The keys that we know, which servers and libraries may repeat."""
     names = {profile.key_variable for profile in PROFILES.values()}
     names |= {tier.get("key_variable") for tier in run.config.get("tiers", ())}
-    for name in names - {None}:
-        text = hide(text, os.environ.get(str(name), "").strip())
+    found = [os.environ.get(str(name), "").strip() for name in names - {None}]
+    return [key for key in found if key]
+
+
+def _without_keys(text: str, run: Run) -> str:
+    for key in keys_of(run):
+        text = hide(text, key)
     return text

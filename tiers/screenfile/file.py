@@ -123,6 +123,9 @@ class Screen(Section):
     """What becomes of an accepted candidate whose text speaks to the judge: a person looks, or its
     reason says so."""
 
+    traces: Literal["none", "errors", "sample", "all"] = "none"
+    """Which prompts and replies are kept as files."""
+
     @field_validator("suspicious", mode="before")
     @classmethod
     def _off_is_a_word(cls, how: Any) -> Any:
@@ -153,7 +156,7 @@ class Screen(Section):
     def digest(self) -> str:
         """Names this definition: two runs with equal digests compute the same."""
         defined = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for name in ("after", "budget", "guarantee", "suspicious"):
+        for name in ("after", "budget", "guarantee", "suspicious", "traces"):
             defined.pop(name, None)
         for tier, section in zip(self.tiers, defined["tiers"], strict=True):
             for name in tier.operational:
