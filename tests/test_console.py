@@ -130,3 +130,18 @@ def test_sql_shows_it(sqlite_url, monkeypatch):
 )  # fmt: skip
 def test_a_number_is_not_rounded_to_another(value, said):
     assert number(value) == said
+
+
+def test_a_fault_of_ours_is_told_with_its_traceback_and_obeyed_by_nobody(screen, monkeypatch):
+    from flows import cli
+
+    def broken() -> None:
+        raise RuntimeError(EVIL)
+
+    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr(cli, "err", console.err)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert f"RuntimeError: {SHOWN}" in screen.getvalue()
+    assert "in broken" in screen.getvalue()

@@ -63,6 +63,7 @@ class Traces:
         """Why no more is written."""
         self._wanted, self._keys = wanted, keys
         self._room = MOST_BYTES
+        self._files: dict[str, int] = {}
         self._queue: queue.Queue[_Trace | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._write, daemon=True)
         self._thread.start()
@@ -104,6 +105,8 @@ class Traces:
             except Exception as error:  # noqa: BLE001 - a trace is worth no run
                 self.left_out += 1
                 self.trouble = getattr(error, "strerror", None) or str(error)
+        for file in self._files.values():
+            os.close(file)
 
     def _keep(self, trace: _Trace) -> None:
         before, after = trace.tier.around
@@ -118,10 +121,16 @@ class Traces:
         self._room -= len(data)
         if self._room < 0:
             raise OSError(f"{MOST_BYTES >> 20:,} MB are enough")
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.folder / f"{trace.tier.name}.jsonl"
-        with open(path, "ab", opener=_for_its_owner) as file:
-            file.write(data)
+        os.write(self._file(trace.tier.name), data)
+
+    def _file(self, tier: str) -> int:
+        """The open file of a tier, whose name is a word."""
+        if tier not in self._files:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self.folder / f"{tier}.jsonl"
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            self._files[tier] = os.open(path, flags, 0o600)
+        return self._files[tier]
 
 
 class TierTraces:
@@ -170,7 +179,3 @@ def folder_of(run: Run) -> Path:
     """Where the traces of an attempt at a run lie."""
     name = re.sub(r"[^\w.@+-]+", "-", run.key).lstrip(".-") or "run"
     return Settings().data_folder.resolve() / "traces" / f"{name}-{run.attempt}"
-
-
-def _for_its_owner(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
