@@ -70,7 +70,7 @@ def main() -> None:
     """Run the command; an expected fault is one message and an exit code, never a traceback."""
     try:
         app()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told in full
         code = _code_of(error)
         if code is None:
             err.print(traceback.format_exc())  # as text: what it quotes may be a candidate's
