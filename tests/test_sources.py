@@ -221,6 +221,18 @@ def test_results_are_handed_on_to_a_file(folder: Path) -> None:
     assert list((folder / "out").iterdir()) == [folder / "out" / "monday.csv"]
 
 
+def test_results_are_not_written_through_a_link_that_came_with_a_screen(folder: Path) -> None:
+    (folder / "in.csv").write_text("id,title\n1,one\n")
+    (folder / "mine.txt").write_text("mine")
+    (folder / "out").mkdir()
+    for name in ("monday.csv", ".monday.csv.part"):
+        (folder / "out" / name).symlink_to(folder / "mine.txt")
+    definition = load_screen(write(folder, "in.csv", "{results: 'out/{run}.csv'}"))
+    screened(definition, key="monday")
+    assert (folder / "mine.txt").read_text() == "mine"
+    assert len((folder / "out" / "monday.csv").read_text().splitlines()) == 2
+
+
 def test_results_are_handed_on_to_a_table_in_one_piece(folder: Path, warehouse: Engine) -> None:
     (folder / "in.csv").write_text("id,title\n1,one\n2,two\n3,three\n")
     after = "{table: screened, url_variable: WAREHOUSE_URL}"
