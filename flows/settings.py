@@ -12,7 +12,6 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from tiers.screenfile.profiles import TRUSTED_HOSTS
 
-
 _OF_SECRETS = re.compile(r"(?!TAMIS_|PREFECT_|OTEL_|PIP_).*_(KEY|TOKEN|SECRET|PASSWORD|URL|DSN)")
 """Which variables are taken from `.env` for a screen file that names them: with LD_PRELOAD, PATH or
 our own settings the two together would run code."""
