@@ -18,6 +18,7 @@ from tiers.tier import Job, job_of
 from tiers.types import TierError
 
 from .project import Project
+from .test_run import tier
 
 LOCAL = "{name: only, backend: llama, model: m.gguf}"
 OWN = 'name: only, backend: python, path: "mine:Mine"'
@@ -214,4 +215,32 @@ def test_no_module_is_imported_from_the_folder_that_a_command_is_started_in(down
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+LOGGING = """
+version: 1
+formatters: {{any: {{(): os.mkdir, path: {ran}}}}}
+root: {{level: INFO}}
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "calibrate"])
+def test_prefect_runs_nothing_that_lies_in_the_working_folder(
+    downloads, tmp_path, prefect_url, command
+):
+    (downloads / "prefect.toml").write_text('[logging]\nconfig_path = "evil.yml"\n')
+    (downloads / "evil.yml").write_text(LOGGING.format(ran=tmp_path / "ran"))
+    project = Project(downloads, prefect_url)
+    project.write(tier("a", "reject_below: 0.2"), tier("b", "accept_above: 0.5"), count=20)
+    path = downloads / "screen.yaml"
+    path.write_text(
+        path.read_text()
+        + "guarantee: {recall: 0.5, against: b, labels: 20}\n" * (command == "calibrate")
+    )
+    code, out, err = project.tamis(
+        command, "screen.yaml", "--allow-code", "--database", project.database
+    )
+    assert code in (0, 3, 4), err
+    assert out
     assert not (tmp_path / "ran").exists()
