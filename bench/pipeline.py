@@ -94,7 +94,7 @@ def run(folder: Path, count: int, database: str | None) -> Cost:
         [sys.executable, "-m", "flows.cli", "run", "screen.yaml", "--database", url, "--json",
          "--key", str(time.time_ns())],
         cwd=home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(here), "TAMIS_DATA_FOLDER": str(folder / "data")},
+        env=os.environ | {"TAMIS_TRUSTED_FOLDERS": "/", "PYTHONPATH": str(here), "TAMIS_DATA_FOLDER": str(folder / "data")},
     )  # fmt: skip
     out, _ = child.communicate()
     wall = time.perf_counter() - began

@@ -71,7 +71,8 @@ _COUNTS = text("""
       verdict.run_id,
       COALESCE(audit.position, verdict.position) AS place,
       COUNT(CASE WHEN run_tier.last AND verdict.outcome IN ('accept', 'review')
-        AND verdict.why IS NULL AND NOT COALESCE(audit.drawn, false) THEN 1 END) AS kept,
+        AND (verdict.why IS NULL OR verdict.why LIKE 'suspicious: %')
+        AND NOT COALESCE(audit.drawn, false) THEN 1 END) AS kept,
       COUNT(CASE WHEN NOT run_tier.last AND verdict.outcome = 'reject'
         OR audit.drawn AND audit.found THEN 1 END) AS rejects,
       COUNT(CASE WHEN audit.drawn AND audit.found IS NOT NULL THEN 1 END) AS audited,

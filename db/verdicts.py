@@ -4,6 +4,7 @@ Verdicts follow from scores and policies alone, so they can be taken back and de
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, or_, select, text, update
@@ -12,11 +13,22 @@ from db import audits
 from db.bulk import Noun, fresh_statistics
 from db.errors import StoreError
 from db.labels import PEOPLE, rubric_digest
-from db.models import CandidateRow, LabelSource, PolicyRow, RunRow, RunTierRow, VerdictRow
+from db.models import (
+    CandidateRow,
+    LabelSource,
+    PolicyRow,
+    RunRow,
+    RunTierRow,
+    TextRow,
+    VerdictRow,
+)
 from db.policies import COLUMNS, policy_of
 from db.run_tiers import count_tiers
 from tiers.policy import Policy
 from tiers.types import Outcome
+
+SUSPICIOUS = "suspicious: "
+"""So begins the reason of a candidate whom a judge accepts and whose text speaks to the judge."""
 
 # Every candidate that the tier scored, those already decided included. A failed judgement has no
 # score.
@@ -109,6 +121,33 @@ class Verdicts(Noun):
         with self._writing() as connection:
             undecide(connection, run_id, position)
             decide_from(connection, run_id, position)
+
+    def accepted(self, run_id: int, after: int, limit: int) -> list[tuple[int, str]]:
+        """Numbers and texts of the next candidates who are accepted, by rising number."""
+        query = (
+            select(VerdictRow.candidate_id, TextRow.body)
+            .join(CandidateRow, CandidateRow.id == VerdictRow.candidate_id)
+            .join(TextRow, TextRow.id == CandidateRow.text_id)
+            .where(
+                VerdictRow.run_id == run_id,
+                VerdictRow.outcome == Outcome.ACCEPT,
+                VerdictRow.candidate_id > after,
+            )
+            .order_by(VerdictRow.candidate_id)
+            .limit(limit)
+        )
+        with self._reading() as connection:
+            return [(row[0], row[1]) for row in connection.execute(query)]
+
+    def mark(self, run_id: int, reasons: Mapping[int, str], outcome: Outcome) -> None:
+        """Write down why accepted candidates are suspicious; `outcome` is accept or review."""
+        with self._writing() as connection:
+            for candidate_id, why in reasons.items():
+                connection.execute(
+                    update(VerdictRow)
+                    .where(VerdictRow.run_id == run_id, VerdictRow.candidate_id == candidate_id)
+                    .values(outcome=outcome, why=f"{SUSPICIOUS}{why}")
+                )
 
 
 class _Tier(NamedTuple):

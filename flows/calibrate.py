@@ -23,6 +23,7 @@ from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
 from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
+from flows.watch.events import PAUSED, emit
 from tiers.calibration import Result, Status
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import OpenAIBatchTier
@@ -89,6 +90,8 @@ def calibrate(
         except (NotYet, _Refused) as stop:
             say(str(stop), shown)
             status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
+            if status == "waiting":
+                emit(run, PAUSED, str(stop))
             return {"run": run.key, "status": str(status), "message": str(stop)}
     message = "paused, as asked for; calibrate again to go on"
     return {"run": key, "status": "paused", "message": message}

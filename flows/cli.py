@@ -1,5 +1,6 @@
 """The command line. Prefect and engines are imported inside commands, so that help is quick."""
 
+import traceback
 from importlib.metadata import version as installed
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from flows.commands.console import (
     BUSY,
     INTERRUPTED,
     USAGE,
+    err,
     fail,
     out,
 )
@@ -30,7 +32,7 @@ app = typer.Typer(
     name="tamis",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Screen hundreds of thousands of records against one rubric with a cascade of models.",
 )
@@ -66,15 +68,16 @@ for group in (
 
 
 def main() -> None:
-    """Run the command; every expected fault is one message and an exit code, never a traceback."""
+    """Run the command; an expected fault is one message and an exit code, never a traceback."""
     try:
         app()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told in full
         code = _code_of(error)
         if code is None:
-            raise
+            err.print(traceback.format_exc())  # as text: what it quotes may be a candidate's
+            raise SystemExit(1) from None
         fail(str(error), code)
 
 

@@ -209,6 +209,7 @@ class _Scribe:
             "progress": self._progress,
             "table": self._artifact,
             "markdown": self._artifact,
+            "event": self._event,
             "end": self._end,
         }[event["kind"]]
         self._try(lambda: write(event))
@@ -324,6 +325,27 @@ class _Scribe:
                 "validated_state": {"type": state, "name": state.capitalize()},
                 "task_run": task_run,
             },
+        )
+
+    def _event(self, event: Event) -> None:
+        from prefect.events import emit_event
+
+        payload = event["payload"]
+        emit_event(
+            event=event["name"],
+            occurred=datetime.fromisoformat(event["at"]),
+            resource={
+                "prefect.resource.id": f"tamis.run.{payload['run']}",
+                "prefect.resource.name": payload["run"],
+                "tamis.screen": payload["screen"],
+            },
+            related=[
+                {
+                    "prefect.resource.id": f"prefect.flow-run.{self._flow_run}",
+                    "prefect.resource.role": "flow-run",
+                }
+            ],
+            payload=payload,
         )
 
     def _progress(self, event: Event) -> None:

@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +18,8 @@ from rich.progress import (
 )
 
 from flows.recorder import current
-from flows.terminal import visible
+from flows.settings import Settings
+from flows.terminal import json_text, visible
 
 LINE_SECONDS = 10.0
 ENOUGH = 10
@@ -42,6 +45,29 @@ class Display:
     def start(self, name: str, total: int | None) -> "Step":
         """Begin one thing that takes a while; several may go on at once."""
         return Step(self, self._bars, name, total)
+
+    def block(self, tier: str, judged: int, done: int, total: int, seconds: float) -> None:
+        """A block of a tier was judged: told to programs, who see no bars."""
+
+
+class JsonLines(Display):
+    """A line of JSON for each message and each block."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self._run = run
+
+    def say(self, text: str) -> None:
+        self._line(event="message", message=text)
+
+    def block(self, tier: str, judged: int, done: int, total: int, seconds: float) -> None:
+        told = {"judged": judged, "done": done, "total": total, "seconds": round(seconds, 3)}
+        self._line(event="block", tier=tier, **told)
+
+    def _line(self, **told: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with suppress(BrokenPipeError):
+            print(json_text({"at": now, "run": self._run, **told}), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Step:
@@ -96,8 +122,12 @@ class Step:
 
 
 @contextmanager
-def display() -> Iterator[Display]:
+def display(run: str) -> Iterator[Display]:
     """The display that suits where stderr goes; what the tiers log is shown there, too."""
+    if Settings().log_format == "json":
+        with _Log(told := JsonLines(run)):
+            yield told
+        return
     if not sys.stderr.isatty():
         with _Log(lines := Display()):
             yield lines

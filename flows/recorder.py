@@ -80,6 +80,10 @@ class Recorder:
         """A page for people to read."""
         self._tell(kind="markdown", key=slug(key), description=description, data=markdown)
 
+    def event(self, name: str, payload: Mapping[str, Any]) -> None:
+        """Something that automations may wait for; `run` and `screen` in the payload say whose."""
+        self._tell(kind="event", name=name, payload=payload)
+
     def end(self, state: str, reason: str | None) -> None:
         """How the run ended: a `db.models.RunState`."""
         self._tell(kind="end", state=state, reason=reason)

@@ -36,6 +36,9 @@ _DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "240",
     # Its lines are for its UI; in the terminal a fault is told once, by us.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    # Prefect's own default. Said here, for a prefect.toml in the working folder, which may be a
+    # stranger's, could else name a file of its own; such a file runs code.
+    "PREFECT_LOGGING_CONFIG_PATH": str(Path("~/.prefect/logging.yml").expanduser()),
 }
 
 
@@ -59,12 +62,20 @@ class Child:
         """Whether the user named the server, which may not outlive a container of ours."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "flows.prefect_child", *map(str, filter(None, [listening]))],
+                # Neither modules nor settings of the working folder, which may be a stranger's.
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "flows.prefect_child",
+                    *map(str, filter(None, [listening])),
+                ],
                 pass_fds=[] if listening is None else [listening],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                cwd=home,
                 env=os.environ
                 | environment
                 | {
@@ -118,6 +129,7 @@ def open_child(settings: Settings) -> tuple[Child, str]:
     data folder, else one that the child serves itself.
     """
     environment = dict(_DEFAULTS)
+    environment["TAMIS_KEEP_SERVER_SECONDS"] = str(settings.keep_server_seconds)
     home = prefect_home(settings)
     url = named = configured_server()
     if url is not None and not _answers(url):
@@ -236,6 +248,7 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
     with (home / "server.log").open("ab") as log:
         server = subprocess.Popen(  # noqa: S603
             command,
+            cwd=home,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -276,6 +289,7 @@ def serve_ui(settings: Settings, port: int) -> NoReturn:
     command = _server_command(settings, port)
     address = f"http://127.0.0.1:{port}"
     print(f"Prefect UI: {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)  # noqa: T201
+    os.chdir(prefect_home(settings))
     os.execv(sys.executable, command)  # noqa: S606
 
 
@@ -301,5 +315,14 @@ def _server_command(settings: Settings, port: int) -> list[str]:
     }
     os.environ.update({name: os.environ.get(name, value) for name, value in _DEFAULTS.items()})
     os.environ.update(named)
-    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    return [*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+    command = [sys.executable, "-P", "-m", "uvicorn", "--factory"]
+    return [
+        *command,
+        "prefect.server.api.server:create_app",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--log-level",
+        "error",
+    ]

@@ -1,12 +1,17 @@
 """Text for people's terminals, which obey nothing that a candidate or a server wrote."""
 
+import json
 import re
 from typing import Any
 
 import orjson
 from rich.console import Console
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
+)
+"""What a terminal obeys: control characters, marks that turn the direction of writing, line ends
+that are none of ours, and the alphabet of tags, which nobody sees."""
 _LEAST_SHOWN = 0.001
 """From here on four decimals say enough of a number."""
 
@@ -14,10 +19,11 @@ _LEAST_SHOWN = 0.001
 def visible(text: str) -> str:
     """The text with its control characters shown, which a terminal would obey.
 
-    Candidates, servers and files write what they like: titles, colours, a cleared screen.
+    Candidates, servers and files write what they like: titles, colours, a cleared screen, words
+    that stand in another order than they are read in.
     """
     plain = text.replace("\r\n", "\n")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), plain)
 
 
 def number(value: float) -> str:
@@ -43,4 +49,4 @@ class Terminal(Console):
 def json_text(value: Any) -> str:
     """JSON, in which the control characters that JSON allows are escaped as well."""
     text = orjson.dumps(value, default=str).decode()
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)

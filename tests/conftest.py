@@ -23,6 +23,7 @@ from db.engine import check_ready, open_engine
 from db.store import Store
 from flows.run import judging
 from tiers.opening import open_backend
+from tiers.screenfile.trust import EVERYWHERE, TRUSTED_FOLDERS
 
 from .project import Project
 
@@ -41,6 +42,8 @@ hypothesis.settings.load_profile("patient")
 # Started in the background by a shell, the tests and all their children would not hear Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+os.environ[TRUSTED_FOLDERS] = EVERYWHERE  # the screens of the tests are our own
 
 SHARED = "TAMIS_TESTS_SHARE"
 """The variable that names a folder which all test processes of a session share."""

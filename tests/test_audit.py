@@ -90,6 +90,21 @@ def test_the_interval_holds_the_truth_and_finds_are_kept(folder: Path) -> None:
     assert len(positives() - kept) < 5
 
 
+@pytest.mark.parametrize("how", ["note", "review"])
+def test_who_speaks_to_the_judge_counts_in_an_audit_as_kept(folder, monkeypatch, how) -> None:
+    definition = write(folder, AUDITED)
+    calibrate.fn(definition)
+    screened(definition, key="plain")
+    with stored() as (store, run):
+        plain = audit_of(store, run)
+    monkeypatch.setattr("flows.run.suspicion.suspicions", lambda text: ["verdict"] * ("7" in text))
+    screened(definition.model_copy(update={"suspicious": how}), key="plain")
+    with stored() as (store, run):
+        marked = [row for row in store.results.all(run.id) if row["why"] == "suspicious: verdict"]
+        assert {row["verdict"] for row in marked} == {"accepted" if how == "note" else "review"}
+        assert audit_of(store, run) == plain
+
+
 def test_a_real_drift_is_told_and_nothing_else(folder: Path) -> None:
     definition = write(folder, AUDITED)
     calibrate.fn(definition)

@@ -21,8 +21,8 @@ from flows.terminal import Terminal, number, visible
 from tests.project import tier_by
 from tiers.types import Outcome
 
-EVIL = "a\x1b]0;title\x07\x1b[2J\x9b31m\x7fb\rc :100: [red]x[/red]"
-SHOWN = "a\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\x7fb\\x0dc :100: [red]x[/red]"
+EVIL = "a\x1b]0;title\x07\x1b[2J\x9b31m\x7fb\r\u202ec\u2067\U000e0041 :100: [red]x[/red]"
+SHOWN = "a\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\x7fb\\r\\u202ec\\u2067\\U000e0041 :100: [red]x[/red]"
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_control_characters_are_shown_and_line_ends_stay():
     assert visible(EVIL) == SHOWN
     assert visible("a\tb\nc\r\nd é 中 🙂") == "a\tb\nc\nd é 中 🙂"
+    assert visible("שלום سلام \u200b👩\u200d🚀") == "שלום سلام \u200b👩\u200d🚀"
     every = visible("".join(map(chr, range(256))))
     assert not {c for c in every if (ord(c) < 32 or 127 <= ord(c) < 160) and c not in "\t\n"}
 
@@ -129,3 +130,18 @@ def test_sql_shows_it(sqlite_url, monkeypatch):
 )  # fmt: skip
 def test_a_number_is_not_rounded_to_another(value, said):
     assert number(value) == said
+
+
+def test_a_fault_of_ours_is_told_with_its_traceback_and_obeyed_by_nobody(screen, monkeypatch):
+    from flows import cli
+
+    def broken() -> None:
+        raise RuntimeError(EVIL)
+
+    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr(cli, "err", console.err)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert f"RuntimeError: {SHOWN}" in screen.getvalue()
+    assert "in broken" in screen.getvalue()

@@ -1,6 +1,7 @@
 """A screen file is passed around: it cannot send its reader's secrets where nobody wanted them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.settings import load_keys
+from flows.settings import Settings, load_keys
 from tiers.backends.openai.account import TRUSTED_HOSTS, hide, key_of, key_route
 from tiers.backends.openai.batch import BatchServer
 from tiers.backends.openai.http import Http
@@ -46,6 +47,10 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         {"profile": "openai", "base_url": "https://api.openai.com.evil.example/v1"},
         {"profile": "openai", "base_url": "https://evil.example/api.openai.com/v1"},
         {"profile": "openai", "base_url": "http://api.openai.com/v1"},
+        {"profile": "openai", "base_url": "https://api.openai.com./v1"},
+        {"profile": "openai", "base_url": "https://api-openai.com/v1"},
+        {"profile": "openai", "base_url": "https://xapi.openai.com/v1"},
+        {"profile": "openai", "base_url": "https://127.1/v1"},
         {"key_variable": "AWS_SECRET_ACCESS_KEY", "base_url": AWAY},
         {"key_variable": "AWS_SECRET_ACCESS_KEY", "base_url": "http://10.0.0.1:8000/v1"},
         {"key_variable": "AWS_SECRET_ACCESS_KEY", "profile": "openai"},
@@ -102,17 +107,64 @@ def test_what_the_refusal_says_to_set_lets_the_key_go_there_and_nowhere_else(mon
             key_of(other)
 
 
-def test_hosts_are_allowed_in_the_environment_or_in_the_file_env(tmp_path, monkeypatch):
+def test_hosts_are_allowed_in_the_environment_or_for_a_key_of_env_in_that_file(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    Path(".env").write_text(f"{TRUSTED_HOSTS}=MY_KEY@evil.example\n")
+    Path(".env").write_text(f"MY_KEY={SECRET}\n{TRUSTED_HOSTS}=MY_KEY@evil.example\n")
+    monkeypatch.setenv("MY_KEY", "")
     monkeypatch.delenv(TRUSTED_HOSTS)
     tier = http(key_variable="MY_KEY", base_url=AWAY)
     load_keys([])
+    load_keys(["MY_KEY"])
     assert key_of(tier) == SECRET
     monkeypatch.setenv(TRUSTED_HOSTS, "MY_KEY@elsewhere.example")
     load_keys([])
     with pytest.raises(TierError, match="nobody has allowed"):
         key_of(tier)
+
+
+def test_a_file_env_that_came_with_a_screen_has_no_say_over_keys_of_the_environment(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text(f"MY_KEY=bait\n{TRUSTED_HOSTS}=MY_KEY@evil.example\n")
+    monkeypatch.delenv(TRUSTED_HOSTS)
+    load_keys(["MY_KEY"])
+    with pytest.raises(TierError, match="nobody has allowed"):
+        key_of(http(key_variable="MY_KEY", base_url=AWAY))
+
+
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "PATH", "PYTHONPATH", "TAMIS_TRUSTED_FOLDERS", "PREFECT_API_URL", "HTTPS_PROXY", "PYTHONSTARTUP", "OTEL_EXPORTER_OTLP_ENDPOINT"],
+)  # fmt: skip
+def test_a_screen_and_a_file_env_together_set_nothing_that_is_no_secret(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text(f"{name}=/evil\nOTHER_API_KEY=mine\n")
+    monkeypatch.setenv(name, "")
+    monkeypatch.setenv("OTHER_API_KEY", "")
+    load_keys([name, "OTHER_API_KEY", None])
+    assert os.environ[name] == ""
+    assert os.environ["OTHER_API_KEY"] == "mine"
+
+
+def test_a_file_env_takes_no_secret_of_the_environment_under_another_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TAMIS_DATABASE_URL", raising=False)
+    Path(".env").write_text(
+        "MINE_KEY=${OPENAI_API_KEY}\nTAMIS_DATABASE_URL=postgresql://evil.example/${OPENAI_API_KEY}\n"
+        f"{TRUSTED_HOSTS}=MINE_KEY@evil.example\nTAMIS_DATA_FOLDER=kept\n"
+    )
+    monkeypatch.delenv(TRUSTED_HOSTS)
+    monkeypatch.setenv("MINE_KEY", "")
+    load_keys(["MINE_KEY"])
+    assert SECRET not in str(key_of(http(key_variable="MINE_KEY", base_url=AWAY)))
+    assert Settings().database() == "postgresql://evil.example/${OPENAI_API_KEY}"
+    assert Settings().data_folder == Path("kept")
+    monkeypatch.setenv("TAMIS_DATA_FOLDER", "said")
+    assert Settings().data_folder == Path("said")
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_json_lines_are_taken_from_standard_input(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "run", "screen.yaml", "--json"],
         input=lines, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": str(HERE.parent), "TAMIS_RECORD": "false", "TAMIS_DATABASE_URL": f"sqlite:///{folder}/tamis.db"},
+        env={"PYTHONPATH": str(HERE.parent), "TAMIS_TRUSTED_FOLDERS": "/", "TAMIS_RECORD": "false", "TAMIS_DATABASE_URL": f"sqlite:///{folder}/tamis.db"},
     )  # fmt: skip
     finished = json.loads(done.stdout)
     assert (finished["candidates"], finished["rows"]["bad"], done.returncode) == (6, 1, 3), (
@@ -220,6 +220,18 @@ def test_results_are_handed_on_to_a_file(folder: Path) -> None:
     screened(definition, key="monday")
     assert len((folder / "out" / "monday.csv").read_text().splitlines()) == 4
     assert list((folder / "out").iterdir()) == [folder / "out" / "monday.csv"]
+
+
+def test_results_are_not_written_through_a_link_that_came_with_a_screen(folder: Path) -> None:
+    (folder / "in.csv").write_text("id,title\n1,one\n")
+    (folder / "mine.txt").write_text("mine")
+    (folder / "out").mkdir()
+    for name in ("monday.csv", ".monday.csv.part"):
+        (folder / "out" / name).symlink_to(folder / "mine.txt")
+    definition = load_screen(write(folder, "in.csv", "{results: 'out/{run}.csv'}"))
+    screened(definition, key="monday")
+    assert (folder / "mine.txt").read_text() == "mine"
+    assert len((folder / "out" / "monday.csv").read_text().splitlines()) == 2
 
 
 def test_results_are_handed_on_to_a_table_in_one_piece(folder: Path, warehouse: Engine) -> None:

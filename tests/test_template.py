@@ -98,6 +98,27 @@ ENDLESS = [
     "{{ [1] | batch(10**9, name) | list }}",
     "{{ {'a': [1] * 9999} | tojson(indent=99999) }}{{ name }}",
     "{% for i in range(99999) %}{{ name * 999 }}{% endfor %}",
+    # Values that are not made, but looked at.
+    *(
+        f"{{% set a = name * 3000000 %}}{{% set b = name * 3000000 %}}{{% for i in range(99999) %}}{does}{{% endfor %}}"
+        for does in (
+            "{% if a == b %}{% endif %}",
+            "{% if 'x' in a %}{% endif %}",
+            "{% if 'x' < a < b %}{% endif %}",
+            "{% if a is eq b %}{% endif %}",
+            "{% if a is lower %}{% endif %}",
+            "{% if 'x' is in a %}{% endif %}",
+            "{% set c = a[1:] %}",
+            "{% set c = a[::-1] %}",
+            "{% set c = a|min %}",
+            "{{ a.find('x') }}",
+            "{% set c = a.split('x') %}",
+            "{{ 1 if a > b }}",
+        )
+    ),
+    "{% set a = name * 1500000 %}{% set b = name * 700000 ~ 'b' %}{% for i in range(999) %}{{ b in a }}{% endfor %}",
+    "{% set a = [name] * 500000 %}{% for i in range(9999) %}{% set b = a[1:] %}{% endfor %}",
+    "{% for i in range(9999) %}{{ range(99999) | groupby('real') | length }}{{ name }}{% endfor %}",
     "{% filter center(10**9) %}{{ name }}{% endfilter %}",
 ]
 
@@ -164,7 +185,7 @@ def test_a_long_text_is_no_reason_to_refuse_it():
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ " + "(" * 5000 + "a" + ")" * 5000 + " }}", "{{ a }}" + "{% for x in a %}" * 30 + "{% endfor %}" * 30, "{{ a + " + "9" * 5000 + " }}"],
+    "template", ["{{ a }}" * 50_000, "{{ " + "(" * 5000 + "a" + ")" * 5000 + " }}", "{{ a }}" + "{% for x in a %}" * 30 + "{% endfor %}" * 30, "{{ a + " + "9" * 5000 + " }}"],
 )  # fmt: skip
 def test_a_template_that_cannot_be_compiled_is_refused_with_the_screen(template):
     with pytest.raises(ValueError, match="the template is"):

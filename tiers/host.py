@@ -95,7 +95,8 @@ class HostedTier:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._connection, theirs = Pipe()
         self._child = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            [sys.executable, "-m", "tiers.host", str(theirs.fileno())],
+            # -P: or modules would be looked for in the working folder, which may be a stranger's.
+            [sys.executable, "-P", "-m", "tiers.host", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._errors,

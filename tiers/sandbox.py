@@ -21,8 +21,10 @@ MOST_WORK = 50_000_000
 STEP = 250
 ITEM = 16
 """Characters that an item of a list counts as, beside its own: a list costs more than a text."""
-HANDLED = 16
-"""Reading so many characters counts as making one."""
+LOOKED_AT = 16
+"""Comparing so many characters counts as making one."""
+MOST_SOURCE = 100_000
+"""Characters of a template: Jinja takes the square of their number to read it."""
 
 _WIDENING = frozenset(
     {"center", "ljust", "rjust", "zfill", "batch", "slice", "truncate", "to_bytes"}
@@ -32,6 +34,8 @@ _MULTIPLYING = frozenset(
     {"indent", "expandtabs", "translate", "tojson", "urlize", "xmlattr", "join", "wordwrap"}
 )
 """What may add something it is given at each place of a text."""
+_OF_NAMES = frozenset({"defined", "undefined"})
+"""Tests that look at no value."""
 _WIDE = re.compile(r"%[^a-zA-Z%]*(?:[0-9]{5}|\*)|:[^{}]*(?:[0-9]{5}|\{)")
 """A width in a format of either kind that is large, or is not told before."""
 _LONG_PRECISION = 1_000
@@ -56,6 +60,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         self.filters = {name: self._guarded(name, one) for name, one in self.filters.items()}
         # With a context, so that Jinja does not do it once when it compiles.
         self.filters["_counted"] = pass_context(lambda _, items: self._counted(items))
+        self.filters["_looked_at"] = pass_context(lambda _, value: self._looked_at(value))
         self.filters["_weighed"] = self._weighed
         self.filters["_joined"] = self._joined
 
@@ -75,6 +80,8 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         return "".join(kept)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if len(source) > MOST_SOURCE:
+            raise TooMuch(f"it is longer than {MOST_SOURCE:,} characters")
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
             loop.iter = _filtered(loop.iter, "_counted")
@@ -138,7 +145,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         elif name == "round" and number > _LONG_PRECISION:
             raise TooMuch(f"it rounds to more than {_LONG_PRECISION:,} places")
         self._check(size)
-        self._work(size // HANDLED)
+        self._work(size)
 
     def _check_product(self, left: Any, right: Any) -> None:
         if isinstance(left, int) and isinstance(right, int):
@@ -154,6 +161,11 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
             raise TooMuch(f"a format asks for {_WIDTH:,} places, or leaves their number open")
         places = text.count("%") + text.count("{")
         self._check(len(text) + places * max(weight(values), _WIDTH if places > 1 else 0))
+
+    def _looked_at(self, value: Any) -> Any:
+        """One side of a comparison, or what is tested."""
+        self._work(STEP + weight(value) // LOOKED_AT)
+        return value
 
     def _counted(self, items: Any) -> Any:
         """The items of a loop, each of them a step."""
@@ -226,6 +238,15 @@ def _bound(node: Any) -> Any:
     _bound_literals(node)
     if isinstance(node, nodes.Concat):
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "_joined")
+    if isinstance(node, nodes.Compare):
+        node.expr = _filtered(node.expr, "_looked_at")
+        for operand in node.ops:
+            operand.expr = _filtered(operand.expr, "_looked_at")
+    elif isinstance(node, nodes.Test) and node.name not in _OF_NAMES:
+        node.node = _filtered(node.node, "_looked_at")
+        node.args = [_filtered(each, "_looked_at") for each in node.args]
+    elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        return _filtered(node, "_weighed")
     literal = isinstance(node, nodes.List | nodes.Tuple | nodes.Dict)
     if literal and getattr(node, "ctx", "load") == "load" and not isinstance(node, nodes.Const):
         return _filtered(node, "_weighed")

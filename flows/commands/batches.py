@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.console import (
+    AllowCode,
     AsJson,
     Database,
     err,
@@ -41,6 +42,7 @@ def poll(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Only this run.")] = None,
     database: Database = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until nothing is out any more.")] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Collect the answers of batches that ended, and go on with their runs.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
 
-from flows.commands.console import AsJson, Database, open_store, out, print_rows
+from flows.commands.console import AsJson, Database, open_store, out, print_json, print_rows
 
 if TYPE_CHECKING:
     from db.store import Difference, Run, Store
@@ -36,7 +35,7 @@ def changes(
     earlier = store.runs.before(later) if before is None else store.runs.find(before)
     found = changes_between(store, earlier, later)
     if as_json:
-        typer.echo(orjson.dumps(found).decode())
+        print_json(found)
         return
     out.print(f"from run {earlier.key} to run {later.key}:")
     counts = [

@@ -2,13 +2,13 @@
 
 import typer
 
-from flows.commands.console import DONE, USAGE, AsJson, File, out, print_json
+from flows.commands.console import DONE, USAGE, AllowCode, AsJson, File, out, print_json
 
 app = typer.Typer()
 
 
 @app.command(epilog="Example: `tamis check screen.yaml`")
-def check(file: File, as_json: AsJson = False) -> None:
+def check(file: File, allow_code: AllowCode = False, as_json: AsJson = False) -> None:
     """Validate a screen file; show the models found and the prompt of the first candidate."""
     from flows.report.inspection import inspect_screen, show_inspection
     from tiers.screenfile.file import load_screen

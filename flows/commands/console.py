@@ -1,6 +1,9 @@
 """What all commands share: where they print, how they fail, and their common options."""
 
+import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -31,6 +34,48 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AllowShrink = Annotated[
     bool,
     typer.Option("--allow-shrink", help="Let more than half of the run's candidates leave it."),
+]
+
+
+def _trust(wanted: bool) -> bool:
+    """Trust all folders in this process and in those that it starts, which open the tiers."""
+    if wanted:
+        from tiers.screenfile.trust import EVERYWHERE, TRUSTED_FOLDERS
+
+        os.environ[TRUSTED_FOLDERS] = EVERYWHERE
+    return wanted
+
+
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        callback=_trust,
+        help="Trust the screen file: let it run code, and read and write outside its folder.",
+    ),
+]
+
+
+def _log_as(wanted: str | None) -> str | None:
+    if wanted is not None:
+        os.environ["TAMIS_LOG_FORMAT"] = wanted
+    return wanted
+
+
+class LogFormats(StrEnum):
+    """How a run tells what it does."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+LogFormat = Annotated[
+    LogFormats | None,
+    typer.Option("--log-format", callback=_log_as, help="Of what a run tells on stderr."),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="Answer Prometheus on this port of 127.0.0.1 meanwhile."),
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The screen file.")]
 
@@ -70,6 +115,15 @@ def same_database(database: str | None) -> str:
     from db.errors import shown
 
     return f" --database {shown(make_url(database))}"
+
+
+def metrics(database: str | None, port: int | None) -> AbstractContextManager[None]:
+    """Answer Prometheus meanwhile, where a port is given; else nothing of it is imported."""
+    if port is None:
+        return nullcontext()
+    from flows.watch.metrics import served_metrics
+
+    return served_metrics(settings().database(database), port)
 
 
 def fail(message: str, code: int = USAGE) -> NoReturn:

@@ -9,6 +9,7 @@ from flows.commands.console import (
     BUSY,
     DONE,
     UNFINISHED,
+    AllowCode,
     AsJson,
     Database,
     err,
@@ -65,6 +66,7 @@ def resume(
     read: Annotated[
         bool, typer.Option("--read", help="Read the input again, for what is new in it.")
     ] = False,
+    allow_code: AllowCode = False,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +90,7 @@ def resume(
 def retry(
     run_key: Key,
     failed: Annotated[bool, typer.Option("--failed", help="Those that failed.")] = False,
+    allow_code: AllowCode = False,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:

@@ -12,6 +12,7 @@ from flows.commands.console import (
     INTERRUPTED,
     UNFINISHED,
     UNKEPT,
+    AllowCode,
     AllowShrink,
     AsJson,
     Database,
@@ -52,6 +53,7 @@ def calibrate(
     key: Annotated[str | None, typer.Option(help="Name of the run; the same key goes on.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
     allow_shrink: AllowShrink = False,
+    allow_code: AllowCode = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Go on where the plan says that labels are too few.")
     ] = False,
@@ -189,10 +191,12 @@ def decide(
 
     Who has to be judged by a later tier now waits for the next `tamis run`.
     """
+    from flows.guarantee.labelling import definition_of
     from flows.guarantee.thresholds import change_of
     from flows.report.summary import show, summary
     from flows.run.hold import held
     from flows.run.session import how_it_stands
+    from flows.run.suspicion import mark_suspicious
 
     store, run = found_run(database, run_key)
     if (tier is None) == (policy is None):
@@ -212,6 +216,7 @@ def decide(
             position, change = change_of(store, run, str(tier), reject_below, accept_above)
             store.policies.move(run.id, position, change, **said)
         store.verdicts.redecide(run.id, position)
+        mark_suspicious(store, run.id, definition_of(run).suspicious)
         store.runs.finish(run.id, *how_it_stands(store, run), attempt=hold.attempt)
     finished = summary(store, run)
     if as_json:

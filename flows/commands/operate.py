@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.console import AsJson, Database, fail, out, print_rows, settings
+from flows.commands.console import (
+    AllowCode,
+    AsJson,
+    Database,
+    LogFormat,
+    MetricsPort,
+    fail,
+    metrics,
+    out,
+    print_rows,
+    settings,
+)
 
 if TYPE_CHECKING:
     from flows.settings import Settings
@@ -31,6 +42,9 @@ def serve(
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Of our own server and its UI.")
     ] = 4200,
+    allow_code: AllowCode = False,
+    metrics_port: MetricsPort = None,
+    log_format: LogFormat = None,
     database: Database = None,
 ) -> None:
     """Have screens started from the Prefect UI and by a schedule, until Ctrl-C or SIGTERM.
@@ -44,6 +58,7 @@ def serve(
     screens = _read(files)
     chosen = _for_the_runs(database)
     with ExitStack() as stack:
+        stack.enter_context(metrics(database, metrics_port))
         url = answering_server() or stack.enter_context(server_of_our_own(chosen, port))
         import asyncio
 
@@ -70,6 +85,7 @@ def deploy(
     delete: Annotated[
         str | None, typer.Option(metavar="SCREEN", help="Take a screen's deployments away.")
     ] = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Register screens with your Prefect server, for the workers of a work pool."""
@@ -132,4 +148,5 @@ def _for_the_runs(database: str | None) -> "Settings":
     chosen = settings()
     os.environ["TAMIS_DATABASE_URL"] = chosen.database(database)
     os.environ["TAMIS_DATA_FOLDER"] = str(chosen.data_folder.resolve())
+    os.environ["PYTHONSAFEPATH"] = "1"  # no module of the working folder, which may be a stranger's
     return chosen

@@ -10,11 +10,15 @@ from typing import Annotated
 import typer
 
 from flows.commands.console import (
+    AllowCode,
     AllowShrink,
     AsJson,
     Database,
     File,
+    LogFormat,
+    MetricsPort,
     fail,
+    metrics,
     out,
     print_json,
     same_database,
@@ -35,6 +39,9 @@ def run(
         typer.Option(metavar="I/N", help="Only part I of N, as a run of its own: 2/8."),
     ] = None,
     allow_shrink: AllowShrink = False,
+    allow_code: AllowCode = False,
+    metrics_port: MetricsPort = None,
+    log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Screen all candidates. Run again after a stop of any kind: it goes on where it was.
@@ -51,7 +58,10 @@ def run(
         if key is None:
             fail("a shard needs the name that all shards share; write --key monday --shard 2/8")
         definition, key = of_shard(definition, shard, key)
-    finished = screen_once(definition, database, key=key, limit=limit, allow_shrink=allow_shrink)
+    with metrics(database, metrics_port):
+        finished = screen_once(
+            definition, database, key=key, limit=limit, allow_shrink=allow_shrink
+        )
     if as_json:
         print_json(finished.as_json())
     else:

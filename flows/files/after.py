@@ -67,6 +67,7 @@ def _to_file(store: Store, run: Run, after: AfterSection, pattern: str) -> str:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)  # a link that lies there would be written through
         rows = results_of(store, run, verdict=after.verdict, limit=None, columns=None)
         write_results(rows, part, format_of(path), names=names_of(store, run))
         part.replace(path)

@@ -15,6 +15,7 @@ from prefect.input import RunInput
 from db.store import Approval, Run, Store
 from flows.guarantee.state import NotYet
 from flows.progress import Display, say
+from flows.watch.events import PAUSED, emit
 
 POLL_SECONDS = 5
 
@@ -48,6 +49,7 @@ def approval_of(store: Store, run: Run, digest: str, shown: Display, seconds: in
 
 def _ask(store: Store, run: Run, digest: str, shown: Display, seconds: int) -> None:
     """Show the form, and write down what it says."""
+    emit(run, PAUSED, "thresholds are certified and wait for a person's approval")
     say(
         f"run {run.key} waits {seconds:,} s for a person to approve in the Prefect UI: look at the "
         "certificate among the artifacts, press Resume and fill in the form",

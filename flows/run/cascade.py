@@ -10,6 +10,8 @@ from flows.progress import Display, say
 from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
 from flows.run.overlap import Overlap, groups
+from flows.run.suspicion import mark_suspicious
+from flows.watch.telemetry import span
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import OpenAIBatchTier
 from tiers.types import Outcome
@@ -49,6 +51,9 @@ class Cascade:
         if len(group) > 1 and self._store.audits.draw(self._run.id):
             self._one(last)
         self._store.audits.settle(self._run.id)
+        marked = mark_suspicious(self._store, self._run.id, self._definition.suspicious)
+        if marked is not None:
+            say(marked, self._shown)
         return any(self._pays_for_more(position) for position in self._affordable)
 
     def _one(self, position: int) -> None:
@@ -58,8 +63,9 @@ class Cascade:
         else:
             tier = TierRun(work, self._shown)
             try:
-                tier.judge_waiting()
-                tier.finish()
+                with span(f"tier {work.name}", tier=work.name):
+                    tier.judge_waiting()
+                    tier.finish()
             finally:
                 tier.close()
         policy = self._definition.policy(position)

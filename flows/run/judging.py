@@ -11,6 +11,8 @@ from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
 from flows.run.budget import Admission, Budgets
 from flows.run.hold import Paused
+from flows.watch.telemetry import count, span
+from flows.watch.traces import TierTraces
 from tiers.placing import open_tier
 from tiers.screenfile.tiers import EngineTier
 from tiers.tier import Interruptible, Job, Tier
@@ -51,6 +53,8 @@ class TierWork:
     """Whether something else went wrong, so that no new candidate is to be begun."""
     pausing: Callable[[], bool] = field(default=lambda: False, repr=False)
     """Whether a person asked for a pause: no new candidate is begun, and then the run ends."""
+    traces: TierTraces | None = field(default=None, repr=False)
+    """Where prompts and replies are kept."""
     follows: bool = False
     """Whether the tier before works at the same time, so that more comes in meanwhile."""
 
@@ -159,9 +163,11 @@ class TierRun:
 
         while True:
             first = f"{self.work.name} {self._done + 1:,}.."
-            with current().block(first) as called:
+            with current().block(first) as called, span(first, tier=self.work.name) as told:
                 block = judge_block(self.work, tier, after, size, self._step, kept)
                 called(f"{first}{self._done + block.judged:,}")
+                told["judged"] = block.judged
+            count(self.work.run.screen, self.work.name, block.judged, block.seconds)
             self._say_remarks(tier)
             self._heed_pause()
             if judged == 0 or block.last is None:
@@ -170,6 +176,7 @@ class TierRun:
             judged += block.judged
             self._done += block.judged
             self._total = max(self._total, self._done)
+            self._shown.block(self.work.name, block.judged, self._done, self._total, block.seconds)
             if self._artifact is not None:
                 self._artifact.update(self._done, self._total)
             stored()
@@ -264,6 +271,8 @@ def record(work: TierWork, judgements: list[Judgement]) -> None:
     Raises:
         TierError: a budget has to be kept and the server does not tell what it charges.
     """
+    if work.traces is not None:
+        work.traces.answered(judgements)
     untold: list[Judgement] = []
     if work.by_tokens:
         untold = [one for one in judgements if one.score is not None and not one.prompt_tokens]
@@ -300,6 +309,8 @@ class _Reader:
                 if work.stop() or work.pausing() or (admit is not None and not admit(candidate)):
                     return
                 self.last = candidate.id
+                if work.traces is not None:
+                    work.traces.asked(candidate)
                 yield candidate
 
 

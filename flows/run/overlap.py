@@ -6,6 +6,7 @@ import time
 
 from flows.progress import Display
 from flows.run.judging import TierRun, TierWork
+from flows.watch.telemetry import span
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import AnyTier, HttpTier, OpenAIBatchTier
 from tiers.types import TierError
@@ -56,8 +57,10 @@ class Overlap:
             raise next((e for e in self._errors if isinstance(e, TierError)), self._errors[0])
 
     def _tier(self, number: int) -> None:
+        name = self._works[number].name
         try:
-            self._follow(number)
+            with span(f"tier {name}", tier=name):
+                self._follow(number)
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             self._errors.append(error)
             self._stop.set()

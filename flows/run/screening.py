@@ -19,8 +19,10 @@ from flows.run.budget import Budgets
 from flows.run.cascade import Cascade
 from flows.run.hold import Hold
 from flows.run.judging import TierWork
-from flows.run.session import open_run, opened
+from flows.run.session import keys_of, open_run, opened
 from flows.settings import Settings, load_keys
+from flows.watch.telemetry import span
+from flows.watch.traces import TierTraces, Traces, traced
 from tiers.opening import inspect
 from tiers.prices import check_prices, price_of
 from tiers.screenfile.faults import ScreenError
@@ -145,6 +147,8 @@ def screen_candidates(
     with (
         recorded("screen", name, tags=[definition.screen], **told),
         opened(definition, key) as (store, run, judges, shown, hold),
+        traced(run, definition.traces, keys_of(run), shown) as traces,
+        span(f"run {key}", run=key, screen=definition.screen),
     ):
         try:
             require_calibration(store, run, definition)
@@ -153,7 +157,7 @@ def screen_candidates(
             for line in standing(store, run):
                 say(line, shown)
             for _ in range(ROUNDS):
-                works = tier_works(definition, store, run, judges, hold)
+                works = tier_works(definition, store, run, judges, hold, traces)
                 if not Cascade(definition, works, shown).run():
                     break
         finally:
@@ -200,24 +204,31 @@ def read_candidates(
 
 
 def tier_works(
-    definition: Screen, store: Store, run: Run, judges: list[int], hold: Hold
+    definition: Screen,
+    store: Store,
+    run: Run,
+    judges: list[int],
+    hold: Hold,
+    traces: Traces | None = None,
 ) -> list[TierWork]:
     """The tiers with their prices and budgets as they stand now."""
     prices = [price_of(tier) for tier in definition.tiers]
     price_ids = [store.tiers.set_price(run.id, i, price) for i, price in enumerate(prices)]
     budgets = Budgets(definition, store, run.id)
+    jobs = [job_of(definition, position) for position in range(len(definition.tiers))]
     return [
         TierWork(
             store,
             run,
             position,
-            job_of(definition, position),
+            jobs[position],
             judge_id,
             price_ids[position],
             by_tokens=_by_tokens(definition, position, price),
             admission=budgets.admission(position),
             budgets=budgets,
             pausing=hold.pausing.is_set,
+            traces=None if traces is None else TierTraces(traces, jobs[position]),
         )
         for position, (judge_id, price) in enumerate(zip(judges, prices, strict=True))
     ]

@@ -5,17 +5,18 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 
 from db.engine import check_ready, open_engine
-from db.store import InputRefused, Run, RunState, Store
+from db.store import DatabaseError, InputRefused, Run, RunState, Store
 from flows import recorder
 from flows.guarantee.audit import alarm_of
 from flows.progress import Display, display, say
 from flows.run.hold import Hold, Paused, held
 from flows.settings import Settings, load_keys
+from flows.watch import events
 from tiers.backends.openai.account import hide, key_route
 from tiers.opening import identity
 from tiers.prices import check_prices
@@ -50,7 +51,7 @@ def opened(
         with (
             ending_on_signals(),
             working(store, run, definition) as hold,
-            display() as shown,
+            display(run.key) as shown,
         ):
             run = replace(run, attempt=hold.attempt)
             say(f"{doing}run {run.key} of screen {run.screen}", shown)
@@ -102,6 +103,8 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
                 raise
         finally:
             hold.over.set()
+            with suppress(DatabaseError):  # it is told as why the work ended
+                events.tell(run, state, reason, store.runs.account(run.id))
             recorder.current().end(state, reason)
             if as_before:
                 store.runs.put_back(before, attempt=hold.attempt)
@@ -173,10 +176,15 @@ def how_it_stands(store: Store, run: Run) -> tuple[RunState, str | None]:
     return RunState.INCOMPLETE, None
 
 
-def _without_keys(text: str, run: Run) -> str:
-    """The text without any key that we know, which servers and libraries may repeat."""
+def keys_of(run: Run) -> list[str]:
+    """The keys that we know, which servers and libraries may repeat."""
     names = {profile.key_variable for profile in PROFILES.values()}
     names |= {tier.get("key_variable") for tier in run.config.get("tiers", ())}
-    for name in names - {None}:
-        text = hide(text, os.environ.get(str(name), "").strip())
+    found = [os.environ.get(str(name), "").strip() for name in names - {None}]
+    return [key for key in found if key]
+
+
+def _without_keys(text: str, run: Run) -> str:
+    for key in keys_of(run):
+        text = hide(text, key)
     return text

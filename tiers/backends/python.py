@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tiers.screenfile.tiers import PythonTier
+from tiers.screenfile.trust import advice, code_of, trusted
 from tiers.tier import Inspection, Job, config_of
 from tiers.types import Candidate, Judgement, TierError
 
@@ -81,7 +82,22 @@ def _checked(score: Any) -> dict[str, Any]:
     return {"score": value}
 
 
+def _check_allowed(config: PythonTier) -> None:
+    """Refuse code that its reader has not allowed, however the screen came here.
+
+    Raises:
+        TierError: with what to write.
+    """
+    where = code_of(config)
+    if not (config.code_allowed or trusted(where)):
+        raise TierError(
+            f"tier '{config.name}' runs code, the class {config.path} of {where}, which "
+            f"{advice(config.folder)}"
+        )
+
+
 def _load(config: PythonTier) -> Any:
+    _check_allowed(config)
     module, _, name = config.path.partition(":")
     if config.folder in sys.path:
         sys.path.remove(config.folder)

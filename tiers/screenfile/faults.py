@@ -11,6 +11,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tiers.screenfile.tiers import BACKENDS
 
+MOST_VALUES = 100_000
+"""Of a screen file, each alias written out."""
+
 Sections = Mapping[str, type[BaseModel]]
 """The sections of a screen file by the step of a place that leads into them."""
 
@@ -23,6 +26,23 @@ class ScreenError(Exception):
         self.problems = problems
         faults = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
         super().__init__("\n".join([f"{source}: {faults}", *(f"  {line}" for line in problems)]))
+
+
+def unfolded(node: yaml.Node | None, known: dict[int, int] | None = None) -> int:
+    """How many values a YAML file has with each alias written out: ten lines can make billions.
+
+    Raises:
+        RecursionError: a value holds itself, or values are nested too deeply.
+    """
+    known = {} if known is None else known
+    if id(node) not in known:
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            below = [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            below = node.value
+        known[id(node)] = 1 + sum(unfolded(each, known) for each in below)
+    return known[id(node)]
 
 
 def repeated_keys(node: yaml.Node | None) -> Iterator[str]:

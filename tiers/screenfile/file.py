@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -24,15 +24,24 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tiers.policy import Policy
-from tiers.screenfile.faults import ScreenError, faults_between_tiers, problem_of, repeated_keys
+from tiers.screenfile.faults import (
+    MOST_VALUES,
+    ScreenError,
+    faults_between_tiers,
+    problem_of,
+    repeated_keys,
+    unfolded,
+)
 from tiers.screenfile.limits import AfterSection, BudgetSection, GuaranteeSection, PriceSection
 from tiers.screenfile.section import Section, VariableName, shape_of
 from tiers.screenfile.template import check_template
 from tiers.screenfile.tiers import (
     BACKENDS,
     HttpTier,
+    PythonTier,
     Tier,
 )
+from tiers.screenfile.trust import advice, overreach, trusted
 
 STDIN = "-"
 
@@ -110,6 +119,17 @@ class Screen(Section):
     """What `tamis calibrate` has to promise; then tiers may leave their policies to it."""
     after: AfterSection | None = None
     """Where results go once a run is done."""
+    suspicious: Literal["review", "note", "off"] = "note"
+    """What becomes of an accepted candidate whose text speaks to the judge: a person looks, or its
+    reason says so."""
+
+    traces: Literal["none", "errors", "sample", "all"] = "none"
+    """Which prompts and replies are kept as files."""
+
+    @field_validator("suspicious", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, how: Any) -> Any:
+        return "off" if how is False else how  # YAML takes a bare off for false
 
     @model_validator(mode="wrap")
     @classmethod
@@ -136,7 +156,7 @@ class Screen(Section):
     def digest(self) -> str:
         """Names this definition: two runs with equal digests compute the same."""
         defined = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for name in ("after", "budget", "guarantee"):
+        for name in ("after", "budget", "guarantee", "suspicious", "traces"):
             defined.pop(name, None)
         for tier, section in zip(self.tiers, defined["tiers"], strict=True):
             for name in tier.operational:
@@ -169,37 +189,68 @@ SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
-def load_screen(path: Path | str) -> Screen:
+def load_screen(path: Path | str, *, allow_code: bool = False) -> Screen:
     """Read a screen file; names of files in it are relative to its folder.
+
+    Args:
+        path: the file.
+        allow_code: trust it: it may run code, and read and write outside its folder. Files in
+            folders of `TAMIS_TRUSTED_FOLDERS` may do so anyway.
 
     Raises:
         ScreenError: with every fault of the file, each with its line and what to write instead.
     """
     path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScreenError(str(path), [f"cannot be read: {error}"]) from error
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ScreenError(str(path), [f"is not YAML: {' '.join(str(error).split())}"]) from error
-    if not isinstance(value, dict):
-        raise ScreenError(str(path), ["holds no screen; `tamis init` writes one to start from"])
+    tree, value = _yaml_of(path)
     problems = list(repeated_keys(tree))
     try:
         screen = Screen.model_validate(value)
     except ValidationError as error:
         problems += [problem_of(fault, tree, SECTIONS) for fault in error.errors()]
         raise ScreenError(str(path), problems) from error
-    anchored = _anchored(screen, path.resolve().parent)
+    folder = path.resolve().parent
+    if allow_code:
+        screen = _allowing_code(screen)
+    elif not trusted(path):
+        faults = (
+            {"loc": place, "msg": f"{does}, which {advice(folder)}", "type": "trust"}
+            for place, does in overreach(screen, folder)
+        )
+        problems += [problem_of(fault, tree, SECTIONS) for fault in faults]
+    anchored = _anchored(screen, folder)
     after = anchored.after
     if after is not None and after.results == anchored.candidates.source:
         problems.append("after.results: would write over the candidates' own file; name another")
     if problems:
         raise ScreenError(str(path), problems)
     return anchored
+
+
+def _yaml_of(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
+    """A YAML file as nodes, which know their lines, and as values."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScreenError(str(path), [f"cannot be read: {error}"]) from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        if unfolded(tree) > MOST_VALUES:
+            raise ScreenError(str(path), [f"holds more than {MOST_VALUES:,} values"])
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ScreenError(str(path), [f"is not YAML: {' '.join(str(error).split())}"]) from error
+    except RecursionError as error:
+        raise ScreenError(str(path), ["is nested too deeply, or a value holds itself"]) from error
+    if not isinstance(value, dict):
+        raise ScreenError(str(path), ["holds no screen; `tamis init` writes one to start from"])
+    return tree, value
+
+
+def _allowing_code(screen: Screen) -> Screen:
+    tiers = (
+        tier.allowing_code() if isinstance(tier, PythonTier) else tier for tier in screen.tiers
+    )
+    return screen.model_copy(update={"tiers": tuple(tiers)})
 
 
 def _anchored(screen: Screen, folder: Path) -> Screen:

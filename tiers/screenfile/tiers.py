@@ -10,6 +10,7 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
+    PrivateAttr,
     Tag,
     ValidationInfo,
     field_validator,
@@ -346,8 +347,21 @@ class PythonTier(EngineTier):
     options: dict[str, JsonValue] = Field({})
     folder: str = "."
 
+    _code_allowed: bool = PrivateAttr(False)
+
     def anchored(self, folder: Path) -> Self:
         return self.model_copy(update={"folder": str(folder / self.folder)})
+
+    @property
+    def code_allowed(self) -> bool:
+        """Whether the caller said that this class may run. Kept in memory, and never in a run."""
+        return self._code_allowed
+
+    def allowing_code(self) -> Self:
+        """This tier, allowed to run its class wherever that lies."""
+        allowed = self.model_copy()
+        allowed._code_allowed = True
+        return allowed
 
 
 AnyTier = LlamaTier | VllmTier | HttpTier | OpenAIBatchTier | PythonTier

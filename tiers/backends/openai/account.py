@@ -69,8 +69,8 @@ def _check_hosts(config: AnyRemote, name: str) -> None:
         f"tier '{config.name}' would send the variable {name} to "
         f"{', '.join(each.partition('@')[2] for each in wanted)}, which nobody has allowed"
         + (", and plain http shows it to all on the way" if plain else "")
-        + f"; if it belongs there, set {TRUSTED_HOSTS}={','.join(wanted)} in the environment or in "
-        "the file .env"
+        + f"; if it belongs there, set {TRUSTED_HOSTS}={','.join(wanted)} in the environment, or "
+        "beside the key in the file .env"
     )
 
 
