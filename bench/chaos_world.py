@@ -136,6 +136,7 @@ class World:
 
         env = os.environ | {
             "PYTHONPATH": str(ROOT),
+            "TAMIS_TRUSTED_FOLDERS": "/",
             "TAMIS_DATA_FOLDER": str(self.folder / "data"),
             "TAMIS_DATABASE_URL": self.database,
             "TAMIS_RECORD": str(self.record).lower(),

@@ -95,7 +95,7 @@ def run(folder: Path, count: int, url: str) -> Load:
     """One `tamis run`, watched."""
     write(folder, count)
     env = os.environ | {
-        "PYTHONPATH": str(ROOT), "TAMIS_DATABASE_URL": url, "TAMIS_DATA_FOLDER": str(folder / "data"),
+        "PYTHONPATH": str(ROOT), "TAMIS_TRUSTED_FOLDERS": "/", "TAMIS_DATABASE_URL": url, "TAMIS_DATA_FOLDER": str(folder / "data"),
     }  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
