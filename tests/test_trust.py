@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tiers.host import open_tier
+from tiers.placing import open_tier
 from tiers.opening import identity, inspect, open_backend
 from tiers.screenfile.faults import ScreenError
 from tiers.screenfile.file import Screen, load_screen
@@ -204,7 +204,7 @@ def test_no_module_is_imported_from_the_folder_that_a_command_is_started_in(down
     for name in ("pickle", "queue", "numpy", "tiers"):
         (downloads / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     script = (
-        "from tiers.host import open_tier; from tiers.tier import Job; "
+        "from tiers.placing import open_tier; from tiers.tier import Job; "
         "from tiers.screenfile.tiers import PythonTier; "
         f"tier = PythonTier(name='a', backend='python', path='own_tier:Words', folder={str(Path(__file__).parents[1] / 'examples')!r}); "
         "open_tier(Job('r', tier.allowing_code())).close()"
