@@ -300,19 +300,19 @@ def read_listed(
         answers: the answers asked for.
     """
     share = [0.0] * len(answers.names)
-    least, total, found = 1.0, 0.0, False
+    probabilities, found = [], False
     for token, logprob in listed:
+        number = spelled.get(token)
         if not logprob > NO_PROBABILITY:  # NaN too
-            if token in spelled:
+            if number is not None:
                 return Answer()
             continue
-        probability = math.exp(min(logprob, 1.0))
-        total += probability
-        least = min(least, probability)
-        number = spelled.get(token)
+        probability = math.exp(logprob) if logprob < 1.0 else math.e
+        probabilities.append(probability)
         if number is not None:
             share[number] += probability
             found = True
+    total, least = sum(probabilities), min(probabilities, default=1.0)
     if total > MOST_PROBABILITY:
         return Answer(note="its probabilities add up to more than 1")
     if not found:
