@@ -67,6 +67,7 @@ class Sent:
         failed: bool = False,
     ) -> Judgement:
         usage = NOTHING if self.untold else self.usage
+        notes = (self.note, answer.note, self.untold)
         return Judgement(
             self.id,
             score=answer.score,
@@ -79,7 +80,7 @@ class Sent:
             seconds=seconds,
             error=error,
             failed=failed,
-            note="; ".join(filter(None, (self.note, answer.note, self.untold))) or None,
+            note="; ".join(filter(None, notes)) if any(notes) else None,
         )
 
 
@@ -275,7 +276,7 @@ class Http:
             reply = address.read(ended)
             shares, untold = _shares(reply, request)
             for sent, usage in zip(request.texts, shares, strict=True):
-                sent.usage += usage
+                sent.usage = usage if sent.usage is NOTHING else sent.usage + usage
                 sent.untold = sent.untold or untold
             self._check_model(reply, address)
         except Failure as failure:
@@ -316,9 +317,10 @@ class Http:
         self, request: Request, reply: dict[str, Any], seconds: float, address: Address
     ) -> None:
         given = reply["choices"]
-        choices = {_place(choice, i): choice for i, choice in enumerate(given)}
         if len(request.texts) == 1:
             choices = {0: given[0]}  # whatever number it has
+        else:
+            choices = {_place(choice, i): choice for i, choice in enumerate(given)}
         if not self._dialect_known and not self._learn_dialect(request, given[0]):
             return
         if address.good == 1 and self._gives_less(address, given[0]):
