@@ -21,9 +21,12 @@ FIRST_BLOCK = 256
 BLOCK_SECONDS = 15.0
 BLOCKS = 300
 """Task runs that a tier may take at most: Prefect's server needs 23 ms for each."""
-FLUSH_ROWS = 128
+FLUSH_ROWS = 12
+FLUSH_SHARE = 4
+MOST_ROWS = 128
 FLUSH_SECONDS = 0.2
-"""What a kill can cost: the answers of 0.2 seconds, and never more than 128 of them."""
+"""What a kill can cost: 12 answers, or as many more as come in while one group takes a fifth of the
+time to be written; never more than 128, nor than those of 0.2 seconds."""
 MASS_NEEDED = 0.5
 COUNT_SECONDS = 1.0
 COUNT_SHARE = 50
@@ -300,14 +303,16 @@ class _Reader:
 def _flushes(judgements: Iterator[Judgement]) -> Iterator[list[Judgement]]:
     """Judgements in groups worth a commit, none of them kept waiting for long."""
     ready: list[Judgement] = []
-    flushed = time.monotonic()
+    flushed, took = time.monotonic(), 0.0
     try:
         for judgement in judgements:
             ready.append(judgement)
             now = time.monotonic()
-            if len(ready) >= FLUSH_ROWS or now - flushed >= FLUSH_SECONDS:
+            worth = len(ready) >= FLUSH_ROWS and now - flushed >= FLUSH_SHARE * took
+            if worth or len(ready) >= MOST_ROWS or now - flushed >= FLUSH_SECONDS:
                 yield ready
-                ready, flushed = [], now
+                ready, flushed = [], time.monotonic()
+                took = flushed - now
     except (Exception, KeyboardInterrupt, SystemExit):
         if ready:
             yield ready  # paid for, whatever happened then

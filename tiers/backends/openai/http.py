@@ -30,8 +30,8 @@ from tiers.screenfile.tiers import HttpTier
 from tiers.tier import Job, config_of
 from tiers.types import Answer, Candidate, Judgement, TierError
 
-TURN_SECONDS = 0.05
-TURN_ROWS = 512
+LOOK_SECONDS = 0.05
+"""How long to wait for a reply before looking whether somebody ended the work."""
 UNREADABLE_ATTEMPTS = 3
 """Attempts at a text whose reply holds no verdict: at temperature 0 a reply seldom changes."""
 REFUSED_IN_A_ROW = 20
@@ -194,19 +194,15 @@ class Http:
             yield Request(texts)
 
     def _turn(self) -> None:
-        """Work until there are judgements worth returning, or nothing is left to do."""
+        """Begin what may begin, wait for replies, and read those that have come."""
         if not self._labels_named:
             self._name_labels()
         now = time.monotonic()
         self._good_at += now - self._left_at  # while the loop stood still, nobody could answer
-        until = now + TURN_SECONDS
-        while self._fatal is None and not self._interrupted:
-            now = time.monotonic()
-            self._start(now)
-            self._check_patience(now)
-            if self._over or (self._ready and (now >= until or len(self._ready) >= TURN_ROWS)):
-                break
-            for attempt, ended in self._client.wait(self._pause(now, until)):
+        self._start(now)
+        self._check_patience(now)
+        if self._fatal is None and not self._over:
+            for attempt, ended in self._client.wait(self._pause(now)):
                 self._end(attempt, ended)
         self._left_at = time.monotonic()
 
@@ -261,13 +257,14 @@ class Http:
         others = [address for address in free if address is not avoid]
         return min(others, key=lambda each: (each.in_flight + 1) * each.latency)
 
-    def _pause(self, now: float, until: float) -> float:
+    def _pause(self, now: float) -> float:
         """Seconds until something has to be done even if no reply comes."""
-        moments = [until if self._ready else now + TURN_SECONDS]
+        if self._ready:
+            return 0.0
+        waits = [LOOK_SECONDS, *(wait for each in self._addresses if (wait := each.wait(now)) > 0)]
         if self._again:
-            moments.append(self._again[0][0])
-        moments += [now + wait for each in self._addresses if (wait := each.wait(now)) > 0]
-        return max(min(moments) - now, 0.001)
+            waits.append(max(self._again[0][0] - now, 0.001))
+        return min(waits)
 
     def _end(self, attempt: Attempt, ended: Ended) -> None:
         """After one attempt: its judgements are ready, or it is put back to be asked again."""
