@@ -1,18 +1,20 @@
 """One tier of a run at work: what waits there is judged in blocks and stored as it comes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from db.judgements import NOWHERE
 from db.store import Run, Store, TierState
 from flows.progress import Display, Step, say
 from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
+from flows.run.addresses import AddressWatch
 from flows.run.budget import Admission, Budgets
 from flows.run.hold import Paused
 from tiers.host import open_tier
-from tiers.tier import Interruptible, Job, Tier
+from tiers.tier import Addressed, Interruptible, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
 
 PAGE = 1_000
@@ -86,6 +88,7 @@ class TierRun:
         self._tier: Tier | None = None
         self._step: Step | None = None
         self._artifact: ProgressArtifact | None = None
+        self._addresses: AddressWatch | None = None
         self._loaded = 0.0
         self._done = self._total = 0
         self._count_next = 0.0
@@ -132,6 +135,9 @@ class TierRun:
 
     def close(self) -> None:
         """End the engine."""
+        if self._addresses is not None:
+            self._addresses.close()
+            self._addresses = None
         if self._tier is not None:
             self._tier.close()
             self._tier = None
@@ -148,6 +154,7 @@ class TierRun:
         if admission is not None and admission.closed:
             return 0
         tier = self._open(waiting)
+        ids = NOWHERE if self._addresses is None else self._addresses.ids
         after, size, judged = 0, FIRST_BLOCK, 0
 
         def kept() -> None:
@@ -157,7 +164,7 @@ class TierRun:
         while True:
             first = f"{self.work.name} {self._done + 1:,}.."
             with current().block(first) as called:
-                block = judge_block(self.work, tier, after, size, self._step, kept)
+                block = judge_block(self.work, tier, after, size, self._step, kept, ids)
                 called(f"{first}{self._done + block.judged:,}")
             self._say_remarks(tier)
             self._heed_pause()
@@ -198,8 +205,12 @@ class TierRun:
             )
             if self.work.admission is not None:
                 self.work.admission.start()
-            self._tier = open_tier(self.work.job)
+            self._tier = tier = open_tier(self.work.job)
             self._loaded = time.monotonic() - began
+            if isinstance(tier, Addressed):
+                self._addresses = AddressWatch(
+                    work.store, work.run, work.position, tier, self._shown
+                )
         return self._tier
 
     def _count_anew(self) -> None:
@@ -240,13 +251,14 @@ def judge_block(
     size: int,
     step: Step | None,
     stored: Callable[[], None],
+    addresses: Mapping[str, int] = NOWHERE,
 ) -> Block:
     """Judge one block and store its judgements as they come."""
     began = time.monotonic()
     reader = _Reader(work, after)
     judged = 0
     for judgements in _flushes(tier.judge(islice(reader, size))):
-        record(work, judgements)
+        record(work, judgements, addresses)
         judged += len(judgements)
         if step is not None:
             step.advance(len(judgements))
@@ -255,7 +267,9 @@ def judge_block(
     return Block(judged, last, time.monotonic() - began)
 
 
-def record(work: TierWork, judgements: list[Judgement]) -> None:
+def record(
+    work: TierWork, judgements: list[Judgement], addresses: Mapping[str, int] = NOWHERE
+) -> None:
     """Store judgements at the tier's price, and settle their reservations.
 
     Raises:
@@ -266,10 +280,12 @@ def record(work: TierWork, judgements: list[Judgement]) -> None:
         untold = [one for one in judgements if one.score is not None and not one.prompt_tokens]
     if untold:
         known = {one.id for one in judgements} - {one.id for one in untold}
-        work.store.judgements.record(work.run.id, work.judge_id, untold, None)
+        work.store.judgements.record(work.run.id, work.judge_id, untold, None, addresses)
         judgements = [one for one in judgements if one.id in known]
     if judgements:
-        work.store.judgements.record(work.run.id, work.judge_id, judgements, work.price_id)
+        work.store.judgements.record(
+            work.run.id, work.judge_id, judgements, work.price_id, addresses
+        )
     if work.admission is not None:
         work.admission.settle([*judgements, *untold])
         if untold:

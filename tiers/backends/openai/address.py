@@ -12,7 +12,7 @@ from tiers.backends.openai.errors import Failure, Unfit, error_of, retry_after
 from tiers.backends.openai.pacing import Rate, Window, backoff
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import HttpTier
-from tiers.types import TierError
+from tiers.types import AddressState, Health, TierError
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,28 @@ class Address:
         self._requests = Rate(config.requests_per_minute)
         self._tokens = Rate(config.tokens_per_minute)
         self._closed_until = 0.0
+        self.removed = False
+        """Whether a person took it out of the list: what is under way is waited for."""
+        self.error: str | None = None
+        """What went wrong last."""
+        self._state: AddressState = "untried"
+        self._since = time.time()
+
+    @property
+    def health(self) -> Health:
+        state = self._told_state()
+        if state != self._state:
+            self._state, self._since = state, time.time()
+        return Health(self.url, state, self._since, self.in_flight, self.error)
+
+    def _told_state(self) -> AddressState:
+        if self.removed:
+            return "removed"
+        if self.unfit:
+            return "set aside"
+        if not self.healthy:
+            return "away"
+        return "answering" if self.good else "untried"
 
     @property
     def healthy(self) -> bool:
@@ -60,7 +82,7 @@ class Address:
 
     def free(self, now: float) -> bool:
         """Whether a request may begin now."""
-        if self.unfit:
+        if self.unfit or self.removed:
             return False
         most = self.window.size if self.healthy else 1.0
         return self.in_flight < most and self.wait(now) <= 0
@@ -94,6 +116,7 @@ class Address:
         self._failed(failure, began, now)
 
     def _failed(self, failure: Failure, began: float, now: float) -> None:
+        self.error = str(failure)
         # Else one that fails at once would look like the fastest.
         self.latency = min(2 * max(self.latency, now - began, 0.05), self._config.timeout_seconds)
         pause = failure.after or 0.0

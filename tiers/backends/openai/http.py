@@ -28,7 +28,7 @@ from tiers.backends.openai.errors import Failure, Refusal, Unfit
 from tiers.backends.openai.pacing import backoff
 from tiers.screenfile.tiers import HttpTier
 from tiers.tier import Job, config_of
-from tiers.types import Answer, Candidate, Judgement, TierError
+from tiers.types import Answer, Candidate, Health, Judgement, TierError
 
 LOOK_SECONDS = 0.05
 """How long to wait for a reply before looking whether somebody ended the work."""
@@ -65,6 +65,7 @@ class Sent:
         seconds: float = 0.0,
         error: str | None = None,
         failed: bool = False,
+        address: Address | None = None,
     ) -> Judgement:
         usage = NOTHING if self.untold else self.usage
         notes = (self.note, answer.note, self.untold)
@@ -81,6 +82,7 @@ class Sent:
             error=error,
             failed=failed,
             note="; ".join(filter(None, notes)) if any(notes) else None,
+            address=None if address is None else address.url,
         )
 
 
@@ -115,8 +117,11 @@ class Http:
         self._config = config = config_of(job, HttpTier)
         self.rates: Mapping[str, float] = {}
         self._remarks: list[str] = []
-        key = key_of(config)
+        self._key = key = key_of(config)
         self._addresses = [Address(url, config, key) for url in config.urls]
+        self._removed: list[Address] = []
+        self._wanted = config
+        """With the addresses that were asked for last, in another thread perhaps."""
         self._talk = Conversation(job, Dialect.of(config))
         self._shared_tokens = len("".join(self._talk.prompt)) // CHARACTERS_PER_TOKEN
         self._dialect_known = False
@@ -171,6 +176,34 @@ class Http:
             self._client.drop()
             self._again.clear()
 
+    @property
+    def healths(self) -> Sequence[Health]:
+        """How the addresses are, those that were removed included."""
+        return [address.health for address in (*self._removed, *self._addresses)]
+
+    def move(self, urls: Sequence[str]) -> None:
+        """Ask at these addresses from now on; what is under way at others is waited for.
+
+        Raises:
+            TierError: the key may not be sent there; the addresses stay as they are.
+        """
+        wanted = self._config.model_copy(update={"base_url": tuple(urls)})
+        key_of(wanted)
+        self._wanted = wanted
+
+    def _move(self, wanted: HttpTier, now: float) -> None:
+        before = {address.url: address for address in self._addresses}
+        self._config = wanted
+        self._addresses = [
+            before[url] if url in before else Address(url, wanted, self._key) for url in wanted.urls
+        ]
+        gone = [address for url, address in before.items() if url not in wanted.urls]
+        for address in gone:
+            address.removed = True
+        self._removed = [each for each in self._removed if each.url not in wanted.urls] + gone
+        self._remarks.append(f"asks from now on at {', '.join(wanted.urls)}")
+        self._good_at = now
+
     def interrupt(self) -> None:
         """End `judge` in another thread, without the answers that are under way."""
         self._interrupted = True
@@ -199,6 +232,8 @@ class Http:
             self._name_labels()
         now = time.monotonic()
         self._good_at += now - self._left_at  # while the loop stood still, nobody could answer
+        if (wanted := self._wanted) is not self._config:
+            self._move(wanted, now)
         self._start(now)
         self._check_patience(now)
         if self._fatal is None and not self._over:
@@ -331,12 +366,13 @@ class Http:
             try:
                 answer = self._talk.read(choices[i])
             except Unreadable as error:
-                self._no_verdict(sent, str(error), seconds)
+                self._no_verdict(sent, str(error), seconds, address)
             except (KeyError, TypeError, AttributeError, ValueError):
-                self._no_verdict(sent, "the reply is not shaped as the protocol says", seconds)
+                said = "the reply is not shaped as the protocol says"
+                self._no_verdict(sent, said, seconds, address)
             else:
                 self._readable += 1
-                self._ready.append(sent.judged(answer, seconds=seconds))
+                self._ready.append(sent.judged(answer, seconds=seconds, address=address))
 
     def _learn_dialect(self, request: Request, choice: Mapping[str, Any]) -> bool:
         """Whether the first reply gives what was asked for; else change the dialect, ask again."""
@@ -369,7 +405,7 @@ class Http:
     def _exclude(self, address: Address, words: str) -> None:
         if not address.unfit:
             self._remarks.append(f"{address.url} is {words}")
-        address.unfit = True
+        address.unfit, address.error = True, words
 
     def _set_aside(self, request: Request, why: str, address: Address) -> None:
         """Ask no more at an address that misbehaves; the others go on, if there are any."""
@@ -391,7 +427,7 @@ class Http:
         """After a refusal: another dialect, each text alone, or review by a person."""
         other = self._talk.dialect.without(said)
         too_long = "context" in said.lower() or "too long" in said.lower()
-        refusal = request.texts[0].judged(error=f"the server refused: {said}")
+        refusal = request.texts[0].judged(error=f"the server refused: {said}", address=address)
         if not self._dialect_known and other is not None:
             self._speak(other)
             self._put_back(request)
@@ -432,7 +468,7 @@ class Http:
             error = f"gave up after {request.attempts} attempts: {failure}"
             self._ready.append(sent.judged(error=error, failed=True))
 
-    def _no_verdict(self, sent: Sent, said: str, seconds: float) -> None:
+    def _no_verdict(self, sent: Sent, said: str, seconds: float, address: Address) -> None:
         sent.unreadable += 1
         self._unreadable += 1
         if not self._readable and self._unreadable >= UNREADABLE_AT_FIRST:
@@ -444,7 +480,7 @@ class Http:
         elif sent.unreadable < UNREADABLE_ATTEMPTS:
             self._put_back(Request([sent]))
         else:
-            self._ready.append(sent.judged(seconds=seconds, error=said))
+            self._ready.append(sent.judged(seconds=seconds, error=said, address=address))
 
     def _put_back(self, request: Request, seconds: float = 0.0) -> None:
         heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), request))
