@@ -17,7 +17,7 @@ from tiers.types import Health, Judgement, TierError
 from .openai_server import ModelServer
 from .project import Project
 from .test_http import all_right, candidates, tier
-from .test_prefect import until
+from .test_prefect import asked, until
 from .test_store import ingested, rows, waiting
 
 SCREEN = """
@@ -51,10 +51,10 @@ def states(project: Project) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_two_of_four_servers_die_and_one_comes_back(project: Project) -> None:
-    count = 4_000
+def test_two_of_four_servers_die_and_one_comes_back(project: Project, prefect_url: str) -> None:
+    count = 3_000
     with ExitStack() as stack:
-        servers = [ModelServer(latency=0.02) for _ in range(4)]
+        servers = [ModelServer(latency=0.25) for _ in range(4)]
         for server in servers[:2]:
             stack.enter_context(server)
         for server in servers[2:]:
@@ -62,7 +62,7 @@ def test_two_of_four_servers_die_and_one_comes_back(project: Project) -> None:
         urls = [server.url for server in servers]
         write(project, urls, count)
         process = begin(project)
-        until(lambda: all(server.good.total() > 50 for server in servers))
+        until(lambda: all(server.good.total() > 20 for server in servers))
         port = servers[2].port
         servers[2].__exit__()
         servers[3].__exit__()
@@ -73,36 +73,44 @@ def test_two_of_four_servers_die_and_one_comes_back(project: Project) -> None:
         assert all(0 < told[url]["in_flight"] <= 4 for url in urls[:2])
         _, shown, _ = project.tamis("status", "one", "--database", project.database)
         assert "away" in shown
-        back = stack.enter_context(ModelServer(latency=0.02, port=port))
+        back = stack.enter_context(ModelServer(latency=0.25, port=port))
         until(lambda: states(project) == {"answering": 3, "away": 1})
+        for server in (*servers, back):
+            server.latency = 0.0
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
     end = addresses(project)
     assert sum(one["judged"] for one in end.values()) == count
-    assert end[urls[2]]["judged"] > 50 < back.good.total()
+    assert end[urls[2]]["judged"] > 20 < back.good.total()
     assert end[urls[3]]["state"] == "away"
     assert all(one["in_flight"] == 0 for one in end.values())
     rows = ask(project.database, "SELECT key, score FROM judgement_detail")
     assert sorted(row["key"] for row in rows) == [f"k{i:05}" for i in range(count)]
     assert all((row["score"] > 0.5) == (int(row["key"][1:]) % 3 == 0) for row in rows)
-    asked = sum((server.good for server in (*servers, back)), Counter())
-    assert sum(asked.values()) <= count + 2 * 4  # what was under way at the two that died
+    table = {"artifacts": {"key": {"any_": ["four-one-addresses"]}}, "sort": "CREATED_DESC"}
+    shown_there = json.loads(asked(f"{prefect_url}/artifacts/filter", table)[0]["data"])
+    assert [row["address"] for row in shown_there] == urls
+    assert [row["state"] for row in shown_there] == ["answering"] * 3 + ["away"]
+    assert sum(row["judged"] for row in shown_there) == count
+    answered = sum((server.good for server in (*servers, back)), Counter())
+    assert sum(answered.values()) <= count + 2 * 4  # what was under way at the two that died
 
 
 @pytest.mark.slow
 def test_addresses_are_changed_while_the_run_works(project: Project) -> None:
-    with ModelServer(latency=0.05) as old, ModelServer(latency=0.01) as new:
+    with ModelServer(latency=0.25) as old, ModelServer(latency=0.25) as new:
         write(project, [old.url], 2_000)
         process = begin(project)
-        until(lambda: old.good.total() > 50)
+        until(lambda: old.good.total() > 20)
         where = ("--database", project.database)
         code, out, err = project.tamis("set", "one", "--base-url", new.url, *where)
         assert (code, out) == (0, f"run one asks at {new.url} within seconds\n"), err
         until(lambda: addresses(project).get(new.url, {}).get("judged", 0) > 0)
-        asked = old.good.total()
+        new.latency = 0.0
+        before = old.good.total()
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-        assert old.good.total() <= asked + 4
+        assert old.good.total() <= before + 4
         assert f"only: asks from now on at {new.url}" in said
     end = addresses(project)
     assert (end[old.url]["state"], end[new.url]["state"]) == ("removed", "answering")

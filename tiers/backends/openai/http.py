@@ -342,6 +342,12 @@ class Http:
             address.served = told
             if asked not in told and told not in asked:
                 self._remarks.append(f"{address.url} calls the model '{told}', not '{asked}'")
+            other = next((one for one in self._addresses if one.served not in (None, told)), None)
+            if other is not None:
+                self._remarks.append(
+                    f"{address.url} calls the model '{told}' and {other.url} '{other.served}': "
+                    "scores of different models do not compare"
+                )
         elif told != address.served:
             raise Failure(f"the reply is of the model '{told}', not of '{address.served}'")
 
