@@ -22,7 +22,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, StreamEnded
 
-from tiers.types import Judgement, TierError
+from tiers.types import Candidate, Judgement, TierError
 
 from .openai_server import ModelServer
 from .test_http import all_right, candidates, judged, tier
@@ -316,6 +316,7 @@ def test_a_signal_ends_judging_at_once_and_what_was_judged_is_handed_out_first()
 def test_a_source_that_breaks_is_told_after_what_was_judged():
     def broken() -> Iterator[Any]:
         yield from candidates(30)
+        yield Candidate(99, " ")  # judged without a server, and not handed out yet
         raise OSError("the disk is gone")
 
     with ModelServer() as server:
@@ -324,4 +325,5 @@ def test_a_source_that_breaks_is_told_after_what_was_judged():
         with pytest.raises(OSError, match="the disk is gone"):
             found.extend(opened.judge(broken()))
         opened.close()
-    assert len(found) >= 29
+    assert found[-1].id == 99
+    assert len(found) >= 30

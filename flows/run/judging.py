@@ -24,11 +24,10 @@ BLOCK_SECONDS = 15.0
 BLOCKS = 300
 """Task runs that a tier may take at most: Prefect's server needs 23 ms for each."""
 FLUSH_ROWS = 12
-FLUSH_SHARE = 3
 MOST_ROWS = 128
 FLUSH_SECONDS = 0.2
-"""What a kill can cost: 12 answers, or more where writing them would take over a quarter of the
-time; never more than 128, nor than those of 0.2 seconds."""
+"""What a kill can cost: 12 answers, or more where writing them would take over half of the time;
+never more than 128, nor than those of 0.2 seconds."""
 MASS_NEEDED = 0.5
 COUNT_SECONDS = 1.0
 COUNT_SHARE = 50
@@ -324,7 +323,7 @@ def _flushes(judgements: Iterator[Judgement]) -> Iterator[list[Judgement]]:
         for judgement in judgements:
             ready.append(judgement)
             now = time.monotonic()
-            worth = len(ready) >= FLUSH_ROWS and now - flushed >= FLUSH_SHARE * took
+            worth = len(ready) >= FLUSH_ROWS and now - flushed >= took
             if worth or len(ready) >= MOST_ROWS or now - flushed >= FLUSH_SECONDS:
                 yield ready
                 ready, flushed = [], time.monotonic()
