@@ -18,7 +18,10 @@ import pycurl
 
 from tiers.backends.openai.account import is_this_machine, shown
 from tiers.backends.openai.errors import Failure, Unfit
+from tiers.types import TierError
 
+OLDEST = 0x080400
+"""Of libcurl: before 8.4, a reply that does not tell its length is not bounded."""
 CONNECT_SECONDS = 10
 IDLE_SECONDS = 60
 """How long a connection may be idle and still be used again."""
@@ -72,9 +75,17 @@ class Client:
         key: sent along as a bearer's token; None for none.
         most_bytes: of a body; the rest of a longer one is not read.
         timeout_seconds: for a whole reply, however slowly it drips.
+
+    Raises:
+        TierError: libcurl is too old.
     """
 
     def __init__(self, key: str | None, *, most_bytes: int, timeout_seconds: float) -> None:
+        if pycurl.version_info()[2] < OLDEST:
+            raise TierError(
+                f"libcurl {pycurl.version_info()[1]} is too old, and does not bound what a server "
+                "sends; run: pip install --force-reinstall --only-binary pycurl pycurl"
+            )
         headers = ["Content-Type: application/json", "Accept: application/json"]
         # A reply of a few kB can become gigabytes: it is unpacked by us, within bounds.
         headers += ["Accept-Encoding: identity", "Expect:"]
