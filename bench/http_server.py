@@ -32,8 +32,26 @@ def _reply(word: str, likely: dict[str, float]) -> bytes:
     return (head + body).encode()
 
 
-YES = _reply("yes", {"yes": -0.1, "no": -2.5, "Yes": -5.0, "No": -6.0, "I": -8.0})
-NO = _reply("no", {"no": -0.1, "yes": -2.5, "No": -5.0, "Yes": -6.0, "I": -8.0})
+def _choice(number: int, index: int) -> str:
+    """One of several answers to `/v1/completions`."""
+    word, likely = ("yes", LIKELY_YES) if number % 3 == 0 else ("no", LIKELY_NO)
+    top = ",".join(f'"{token}":{logprob}' for token, logprob in likely.items())
+    logprobs = f'{{"tokens":["{word}"],"top_logprobs":[{{{top}}}]}}'
+    return f'{{"index":{index},"text":"{word}","logprobs":{logprobs},"finish_reason":"stop"}}'
+
+
+def _completion(request: bytes) -> bytes:
+    """The answers to all prompts of a request."""
+    numbers = [int(found) for found in NUMBER.findall(request)]
+    choices = ",".join(_choice(number, index) for index, number in enumerate(numbers))
+    usage = f'{{"prompt_tokens":{180 * len(numbers)},"completion_tokens":{len(numbers)}}}'
+    body = f'{{"id":"cmpl-1","model":"m","choices":[{choices}],"usage":{usage}}}'
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+LIKELY_YES = {"yes": -0.1, "no": -2.5, "Yes": -5.0, "No": -6.0, "I": -8.0}
+LIKELY_NO = {"no": -0.1, "yes": -2.5, "No": -5.0, "Yes": -6.0, "I": -8.0}
+YES, NO = _reply("yes", LIKELY_YES), _reply("no", LIKELY_NO)
 
 
 class Protocol(asyncio.Protocol):
@@ -69,8 +87,11 @@ class Protocol(asyncio.Protocol):
         Protocol.asked += 1
         if Protocol.count is not None:
             os.write(Protocol.count, b".")
-        number = NUMBER.search(request)
-        reply = YES if number and int(number[1]) % 3 == 0 else NO
+        if request.startswith(b"POST /v1/completions"):
+            reply = _completion(request)
+        else:
+            number = NUMBER.search(request)
+            reply = YES if number and int(number[1]) % 3 == 0 else NO
         if self._delay:
             asyncio.get_running_loop().call_later(self._delay, self._transport.write, reply)
         else:

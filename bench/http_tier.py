@@ -1,6 +1,6 @@
 """CPU of the HTTP tier, all in and durable, beside the openai client with asyncio.gather.
 
-python -m bench.http_tier [--sizes 2000,20000] [--delays 0,20] [--large 200000]
+python -m bench.http_tier [--sizes 2000,20000] [--delays 0,20] [--large 200000] [--only compare]
 
 Whole processes against a server that is not the bottleneck; the start is what ten candidates cost,
 and is taken off. The last row, from one size to another, needs no start. Both contenders run in
@@ -19,9 +19,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench.common import finish, machine, table
 from bench.pipeline import Cost
@@ -29,7 +31,7 @@ from bench.pipeline import Cost
 HERE = Path(__file__).resolve().parent.parent
 TIER = (
     '  - {{name: {name}, backend: http, base_url: "{url}", model: m, ask: yes_no, '
-    "concurrency: {concurrency}, policy: {policy}}}\n"
+    "concurrency: {concurrency}, policy: {policy}{more}}}\n"
 )
 SCREEN = """\
 screen: bench
@@ -46,6 +48,7 @@ def main() -> None:
     arguments.add_argument("--sizes", default="2000,20000")
     arguments.add_argument("--delays", default="0,20", help="milliseconds")
     arguments.add_argument("--repeats", type=int, default=2, help="of the long runs")
+    arguments.add_argument("--only", default="compare,grouped,two_tiers,killed,memory")
     arguments.add_argument("--large", type=int, default=0, help="a size for the memory's growth")
     options = arguments.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
@@ -54,12 +57,16 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.repeats)
-        for delay in delays:
-            figures |= bench.compare(sizes, delay)
-        figures |= bench.two_tiers(max(sizes))
-        figures |= bench.killed(min(sizes) * 2)
-        if options.large:
-            figures |= bench.memory(max(sizes), options.large)
+        parts = {
+            "compare": lambda: [bench.compare(sizes, delay) for delay in delays],
+            "grouped": lambda: [bench.grouped(max(sizes))],
+            "two_tiers": lambda: [bench.two_tiers(max(sizes))],
+            "killed": lambda: [bench.killed(min(min(sizes) * 2, 4_000))],
+            "memory": lambda: [bench.memory(size) for size in (max(sizes), options.large) if size],
+        }
+        for name in options.only.split(","):
+            for found in parts[name]():
+                figures |= found
     finish("http_tier", figures)
 
 
@@ -129,15 +136,38 @@ class Bench:
         print(f"\nkill -9 at half of {size:,}: {again} asked again, at {CONCURRENCY} under way")
         return {"asked_again": again}
 
-    def memory(self, small: int, large: int) -> dict[str, float]:
-        """Peak memory of the largest process at two sizes."""
+    def grouped(self, size: int) -> dict[str, float]:
+        """128 prompts a request, beside the openai client with one."""
+        more = ", api: completions, prompts_per_request: 128"
         with server(0) as url:
-            peaks = [self.tamis(size, [url]).peak_megabytes for size in (small, large)]
-        print(f"\npeak memory: {peaks[0]:.0f} MB at {small:,}, {peaks[1]:.0f} MB at {large:,}")
-        return {"peak_ratio": peaks[1] / peaks[0]}
+            start, peer_start = self.tamis(10, [url], more), self.peer(10, url)
+            ours, theirs = self.tamis(size, [url], more), self.peer(size, url)
+        mine, its = (1e6 * (a.cpu - b.cpu) / size for a, b in ((ours, start), (theirs, peer_start)))
+        print(
+            f"\n128 prompts a request: {mine:.0f} us, openai {its:,.0f} us, ratio {its / mine:.1f}"
+        )
+        return {"grouped_ratio": its / mine, "grouped_us": mine}
 
-    def tamis(self, size: int, urls: list[str]) -> Cost:
-        home = self._prepare(size, urls)
+    def memory(self, size: int) -> dict[str, float]:
+        """Peak memory of the whole process tree, Prefect's server included, shared pages once."""
+        with server(0) as url:
+            home = self._prepare(size, [url])
+            child = self._start(home, ["--key", "memory"])
+            root, peak, largest = psutil.Process(child.pid), 0.0, 0.0
+            while child.poll() is None:
+                with suppress(psutil.Error):
+                    tree = [root, *root.children(recursive=True)]
+                    sizes = [each.memory_full_info().pss / 1e6 for each in tree]
+                    peak, largest = max(peak, sum(sizes)), max(largest, *sizes)
+                time.sleep(0.1)
+            child.communicate()
+        print(
+            f"\npeak memory at {size:,}: {peak:.0f} MB in all processes, {largest:.0f} in the largest"
+        )
+        return {f"peak_tree_{size}": peak, f"peak_{size}": largest}
+
+    def tamis(self, size: int, urls: list[str], more: str = "") -> Cost:
+        home = self._prepare(size, urls, more=more)
 
         def run() -> None:
             out, _ = self._start(home, ["--key", str(time.time_ns())]).communicate()
@@ -185,6 +215,7 @@ class Bench:
         urls: list[str],
         promote: str = "{reject_below: 0.5}",
         concurrency: int = CONCURRENCY,
+        more: str = "",
     ) -> Path:
         home = self._folder / f"{size}-{time.time_ns()}"
         home.mkdir()
@@ -198,7 +229,7 @@ class Bench:
             last = number == len(urls) - 1
             policy = "{accept_above: 0.5}" if last else promote
             screen += TIER.format(
-                name=f"tier{number}", url=url, policy=policy, concurrency=concurrency
+                name=f"tier{number}", url=url, policy=policy, concurrency=concurrency, more=more
             )
         (home / "screen.yaml").write_text(screen)
         return home

@@ -1,7 +1,7 @@
 """Judgements: texts out to a judge, what the judge said in."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from db.bulk import Noun, Staging, now, stage, storable
 from db.models import JudgementRow, UtcDateTime
 from tiers.types import Candidate, Judgement
 
+NOWHERE: Mapping[str, int] = {}
 _STAGED = Staging(
     "staged_judgement",
     {
@@ -27,6 +28,7 @@ _STAGED = Staging(
         "note": "text",
         "reasoning_tokens": "int8",
         "price_id": "int8",
+        "address_id": "int8",
     },
 )
 _COLUMNS = ", ".join(_STAGED.columns)
@@ -143,14 +145,16 @@ class Judgements(Noun):
         judge_id: int,
         judgements: Sequence[Judgement],
         price_id: int | None = None,
+        addresses: Mapping[str, int] = NOWHERE,
     ) -> None:
         """Keep what the judge said, all or nothing; an answer that is there is kept as it was.
 
         Only a judgement that had failed is replaced. NaN becomes null, with an error. `price_id` is
-        what `set_price` gave; None where the price is not known.
+        what `set_price` gave; None where the price is not known. `addresses` is what
+        `addresses.ids` gave.
         """
         # Postgres upserts no row twice in one statement: of two answers, the later counts.
-        latest = {judgement.id: _staged(judgement, price_id) for judgement in judgements}
+        latest = {judgement.id: _staged(judgement, price_id, addresses) for judgement in judgements}
         with self._writing() as connection:
             stage(connection, _STAGED, list(latest.values()))
             parameters = {"judge_id": judge_id, "run_id": run_id, "judged_at": now()}
@@ -177,10 +181,12 @@ class Judgements(Noun):
             return int(low), int(known), int(waiting)
 
 
-def _staged(judgement: Judgement, price_id: int | None) -> tuple[Any, ...]:
+def _staged(
+    judgement: Judgement, price_id: int | None, addresses: Mapping[str, int]
+) -> tuple[Any, ...]:
     (
         text_id, score, reading, mass, prompt, cached, completion, reasoning, seconds, error,
-        failed, note,
+        failed, note, address,
     ) = judgement  # fmt: skip
     if score is not None and math.isnan(score):
         score, error = None, error or "score is not a number"
@@ -202,4 +208,5 @@ def _staged(judgement: Judgement, price_id: int | None) -> tuple[Any, ...]:
         storable(note),
         reasoning,
         price_id,
+        None if address is None else addresses.get(address),
     )

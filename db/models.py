@@ -324,6 +324,27 @@ class JudgementRow(Base):
     price_id: Mapped[int | None]
     """Null where the price was not known, or the server told no tokens. No foreign key, because
     SQLite could never drop the column again."""
+    address_id: Mapped[int | None]
+    """The server that gave it; null where there was none to choose."""
+
+
+class AddressRow(Base):
+    """An address of a tier that asks servers, as the process that works on the run last told."""
+
+    __tablename__ = "address"
+    __table_args__ = (UniqueConstraint("run_id", "position", "url"),)
+
+    id: Mapped[Id]
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    position: Mapped[int]
+    url: Mapped[str]
+    state: Mapped[str]
+    """As in `tiers.types.Health`."""
+    since: Mapped[datetime]
+    """When it came to be so, by the clock of the machine that works on the run."""
+    in_flight: Mapped[int]
+    error: Mapped[str | None]
+    """The last one, however long ago."""
 
 
 class BatchRow(Base):

@@ -213,6 +213,12 @@ class Runs(Noun):
                 update(RunRow).where(RunRow.id == run_id).values(config=_as_json(config))
             )
 
+    def config(self, run_id: int) -> dict[str, Any]:
+        """The settings of the run as they are stored now."""
+        query = select(RunRow.config).where(RunRow.id == run_id)
+        with self._reading() as connection:
+            return dict(json.loads(connection.execute(query).scalar_one()))
+
     def shards(self, key: str) -> list[RunStatus]:
         """The parts of a run that was split by `--shard`, in order; empty where it was not."""
         parts = _RUNS.where(RunRow.key.like(f"{key}-%of%")).order_by(RunRow.id)

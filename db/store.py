@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Engine
 
+from db.addresses import Addresses, AddressStatus
 from db.approvals import Approval, Approvals
 from db.audits import Audited, Audits
 from db.batches import Batch, Batches
@@ -24,6 +25,7 @@ from db.what_if import Consequences, Flip, Step, what_if
 __all__ = [
     "PEOPLE",
     "Account",
+    "AddressStatus",
     "Approval",
     "Audited",
     "BadRow",
@@ -73,6 +75,7 @@ class Store:
         self.audits = Audits(engine)
         self.approvals = Approvals(engine)
         self.batches = Batches(engine)
+        self.addresses = Addresses(engine)
         self.results = Results(engine)
 
 

@@ -124,8 +124,8 @@ class Recorder:
             self._child.close()
 
     def _remember(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "progress":
-            same = ("progress", event["key"])
+        if event["kind"] in ("progress", "table"):  # the last word about a key counts
+            same = (event["kind"], event["key"])
             self._history = [e for e in self._history if (e["kind"], e.get("key")) != same]
         self._history.append(event)
 

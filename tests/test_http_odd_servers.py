@@ -126,6 +126,19 @@ def test_the_model_must_not_change_between_replies():
     assert "calls the model 'other', not 'm'" in opened.remarks[0]
 
 
+def test_addresses_that_serve_different_models_are_told():
+    def quantized(_: int, __: Any, reply: Any) -> Any:
+        return 200, {**reply, "model": "m-q4"}, {}
+
+    with ModelServer(latency=0.01) as whole, Odd(quantized, latency=0.01) as small:
+        opened = tier(whole, small)
+        assert all_right(judged(opened, 60))
+        said = [f"{url} calls the model" for url in (whole.url, small.url)]
+    assert len(opened.remarks) == 1
+    assert opened.remarks[0].startswith(tuple(said))
+    assert "scores of different models do not compare" in opened.remarks[0]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -109,6 +109,7 @@ def test_the_total_follows_what_is_promoted_meanwhile(
     monkeypatch.setattr(judging, "COUNT_SECONDS", 0.0)
     monkeypatch.setattr(judging, "COUNT_SHARE", 0)
     monkeypatch.setattr(judging, "FLUSH_ROWS", 10)
+    monkeypatch.setattr(judging, "MOST_ROWS", 10)
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     job: Any = SimpleNamespace(config=SimpleNamespace(name="big"))
     work = TierWork(store, run, 1, job, store.tiers.set_judge(run.id, 1, {"model": "large"}))

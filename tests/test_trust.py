@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tiers.placing import open_tier
 from tiers.opening import identity, inspect, open_backend
+from tiers.placing import open_tier
 from tiers.screenfile.faults import ScreenError
 from tiers.screenfile.file import Screen, load_screen
 from tiers.screenfile.tiers import PythonTier

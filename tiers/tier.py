@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import AnyTier, TierSection
-from tiers.types import Candidate, Judgement
+from tiers.types import Candidate, Health, Judgement
 
 Config = TypeVar("Config", bound=TierSection)
 
@@ -34,6 +34,20 @@ class Interruptible(Protocol):
     """A tier whose `judge` can be ended from another thread."""
 
     def interrupt(self) -> None: ...
+
+
+@runtime_checkable
+class Addressed(Protocol):
+    """A tier that asks servers, whose addresses may change while it judges in another thread."""
+
+    @property
+    def healths(self) -> Sequence[Health]:
+        """How the addresses are, those that were removed included."""
+        ...
+
+    def move(self, urls: Sequence[str]) -> None:
+        """Ask at these addresses from now on; what is under way at others is waited for."""
+        ...
 
 
 class RemoteBatch(NamedTuple):

@@ -1,7 +1,7 @@
 """The nouns of judging: what a tier reads, what it says, and what becomes of it."""
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Outcome(StrEnum):
@@ -58,6 +58,25 @@ class Judgement(NamedTuple):
     """True where the judge broke, not the candidate: the next run asks again."""
     note: str | None = None
     """What was done to the text before it was read, such as a cut; None for nothing."""
+    address: str | None = None
+    """The server that answered, where a tier asks servers."""
+
+
+AddressState = Literal["untried", "answering", "away", "set aside", "removed"]
+"""One that is away is tried again now and then, one that is set aside is not."""
+
+
+class Health(NamedTuple):
+    """How one address of a tier is."""
+
+    url: str
+    state: AddressState
+    since: float
+    """When it came to be so, in seconds since 1970."""
+    in_flight: int
+    """Requests under way there."""
+    error: str | None
+    """The last one; None where none was seen."""
 
 
 class Price(NamedTuple):

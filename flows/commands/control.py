@@ -119,6 +119,10 @@ def set_(
     budget: Annotated[
         float | None, typer.Option(min=0, help="US dollars for the whole run, or for --tier.")
     ] = None,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(help="The addresses of a tier; repeat it. A run that works moves at once."),
+    ] = None,
     tier: Annotated[str | None, typer.Option(help="Only this tier.")] = None,
     database: Database = None,
 ) -> None:
@@ -129,11 +133,19 @@ def set_(
     from flows.run.session import as_config
 
     store, run = found_run(database, run_key)
-    if concurrency is budget is None:
-        fail("nothing is set; write --concurrency 32, or --budget 20 for dollars")
-    changed = retuned(definition_of(run), tier=tier, concurrency=concurrency, budget_usd=budget)
+    urls = base_url or ()
+    if concurrency is budget is None and not urls:
+        fail("nothing is set; write --concurrency 32, --budget 20 for dollars, or --base-url URL")
+    changed = retuned(
+        definition_of(run), tier=tier, concurrency=concurrency, budget_usd=budget, urls=urls
+    )
     store.runs.set_config(run.id, as_config(changed))
-    first = f"tamis pause {run.key}, then " * (_state(store, run) is RunState.RUNNING)
+    working = _state(store, run) is RunState.RUNNING
+    if working and urls:
+        out.print(f"run {run.key} asks at {', '.join(urls)} within seconds")
+        if concurrency is budget is None:
+            raise typer.Exit(DONE)
+    first = f"tamis pause {run.key}, then " * working
     out.print(
         f"kept for run {run.key}; it takes effect with: {first}tamis resume {run.key} "
         "(tamis run FILE goes by what the file says)"

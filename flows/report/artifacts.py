@@ -27,6 +27,22 @@ def publish(store: Store, run: Run) -> None:
         record.page(f"{run.screen}-{run.key}-alarm", f"Alarm of {run.key}", page)
 
 
+def address_rows(store: Store, run: Run) -> list[dict[str, object]]:
+    """How the addresses of a run are, as a table for people."""
+    return [
+        {
+            "tier": one.tier,
+            "address": one.url,
+            "state": one.state,
+            "since": f"{one.since:%Y-%m-%d %H:%M:%S} UTC",
+            "in flight": one.in_flight,
+            "judged": one.judged,
+            "last error": one.error or "",
+        }
+        for one in store.addresses.all(run.id)
+    ]
+
+
 class ProgressArtifact:
     """A tier's progress in the Prefect UI, written at most every five seconds."""
 

@@ -15,7 +15,7 @@ from flows.guarantee.audit import RunAudit, audit_of, in_words, table_of
 from flows.owner import state_of
 from flows.report import forecast as coming
 from flows.report.forecast import Forecast
-from flows.terminal import number
+from flows.terminal import number, visible
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
 ALWAYS = ("judged", "promoted", "accepted", "rejected")
@@ -57,6 +57,22 @@ class TierSummary:
 
 
 @dataclass(frozen=True)
+class AddressSummary:
+    """One address of a tier that asks servers."""
+
+    tier: str
+    url: str
+    state: str
+    """untried, answering, away, set aside or removed; of a run that is over, as it was then."""
+    since: str
+    """In ISO 8601, UTC."""
+    in_flight: int
+    judged: int
+    error: str | None
+    """The last one."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run amounts to: the JSON of `tamis run` and `tamis status`."""
 
@@ -79,6 +95,7 @@ class Summary:
     """Candidates in batches that a server works on."""
     tiers: list[TierSummary]
     audit: RunAudit | None
+    addresses: Sequence[AddressSummary] = ()
     whole_seconds: float | None = None
     """From the start of the command to its end, where a command has just run it."""
     newest_seconds: float | None = None
@@ -118,6 +135,7 @@ def summary(store: Store, run: Run) -> Summary:
         usd=None if len(costs) < len(tiers) else round(sum(costs), 6),
         out=sum(batch.lines for batch in out),
         tiers=tiers,
+        addresses=_addresses(store, run, working=state_of(status) is RunState.RUNNING),
         audit=audit_of(store, run),
     )
 
@@ -131,6 +149,21 @@ def outlook(store: Store, run: Run) -> Summary:
         newest_seconds=None if age is None else round(max(age, 0.0), 1),
         resume=coming.forecast(store, run),
     )
+
+
+def _addresses(store: Store, run: Run, *, working: bool) -> Sequence[AddressSummary]:
+    return [
+        AddressSummary(
+            one.tier,
+            one.url,
+            one.state,
+            one.since.isoformat(timespec="seconds"),
+            one.in_flight if working else 0,
+            one.judged,
+            one.error,
+        )
+        for one in store.addresses.all(run.id)
+    ]
 
 
 def _why_interrupted(status: RunStatus) -> str | None:
@@ -173,6 +206,7 @@ def show(finished: Summary, console: Console) -> None:
     why = f", {finished.reason}" if finished.reason else ""
     console.print(f"run {finished.run}: {finished.state}{why}", style="bold")
     console.print(table)
+    _show_addresses(finished.addresses, console)
     money = f"; {_usd(finished.usd)} USD" if priced else ""
     whole = finished.whole_seconds
     times = f"{finished.seconds:,.1f} s of work"
@@ -196,6 +230,28 @@ def show(finished: Summary, console: Console) -> None:
             f"{rows.read:,} rows read, {rows.duplicate:,} of them repeated and "
             f"{rows.bad:,} unreadable{look}"
         )
+
+
+def _show_addresses(addresses: Sequence[AddressSummary], console: Console) -> None:
+    """How the servers are, where there is more to say than that the one of a tier answers."""
+    tiers = [one.tier for one in addresses]
+    well = {"untried", "answering"}
+    if len(set(tiers)) == len(tiers) and all(one.state in well for one in addresses):
+        return
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("tier", "address", "state", "since (UTC)", "in flight", "judged", "last error"):
+        table.add_column(name, justify="right" if name in ("in flight", "judged") else "left")
+    for one in addresses:
+        table.add_row(
+            one.tier,
+            visible(one.url),
+            one.state,
+            one.since[:19].replace("T", " "),
+            f"{one.in_flight:,}",
+            f"{one.judged:,}",
+            visible(one.error or ""),
+        )
+    console.print(table)
 
 
 def _usd(dollars: float | None) -> str:

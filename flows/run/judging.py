@@ -1,21 +1,23 @@
 """One tier of a run at work: what waits there is judged in blocks and stored as it comes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from db.judgements import NOWHERE
 from db.store import Run, Store, TierState
 from flows.progress import Display, Step, say
 from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
+from flows.run.addresses import AddressWatch
 from flows.run.budget import Admission, Budgets
 from flows.run.hold import Paused
 from flows.watch.telemetry import count, span
 from flows.watch.traces import TierTraces
 from tiers.placing import open_tier
 from tiers.screenfile.tiers import EngineTier
-from tiers.tier import Interruptible, Job, Tier
+from tiers.tier import Addressed, Interruptible, Job, Tier
 from tiers.types import Candidate, Judgement, TierError
 
 PAGE = 1_000
@@ -26,9 +28,11 @@ CLUSTER_BLOCK_SECONDS = 120.0
 """On a cluster each worker has blocks of its own, and all of them wait for the end of ours."""
 BLOCKS = 300
 """Task runs that a tier may take at most: Prefect's server needs 23 ms for each."""
-FLUSH_ROWS = 128
+FLUSH_ROWS = 12
+MOST_ROWS = 128
 FLUSH_SECONDS = 0.2
-"""What a kill can cost: the answers of 0.2 seconds, and never more than 128 of them."""
+"""What a kill can cost: 12 answers, or more where writing them would take over half of the time;
+never more than 128, nor than those of 0.2 seconds."""
 MASS_NEEDED = 0.5
 COUNT_SECONDS = 1.0
 COUNT_SHARE = 50
@@ -90,6 +94,7 @@ class TierRun:
         self._tier: Tier | None = None
         self._step: Step | None = None
         self._artifact: ProgressArtifact | None = None
+        self._addresses: AddressWatch | None = None
         self._loaded = 0.0
         self._done = self._total = 0
         self._count_next = 0.0
@@ -136,6 +141,9 @@ class TierRun:
 
     def close(self) -> None:
         """End the engine."""
+        if self._addresses is not None:
+            self._addresses.close()
+            self._addresses = None
         if self._tier is not None:
             self._tier.close()
             self._tier = None
@@ -152,6 +160,7 @@ class TierRun:
         if admission is not None and admission.closed:
             return 0
         tier = self._open(waiting)
+        ids = NOWHERE if self._addresses is None else self._addresses.ids
         after, judged = 0, 0
         size, block_seconds = FIRST_BLOCK, BLOCK_SECONDS
         if isinstance(config := self.work.job.config, EngineTier) and config.workers is not None:
@@ -164,7 +173,7 @@ class TierRun:
         while True:
             first = f"{self.work.name} {self._done + 1:,}.."
             with current().block(first) as called, span(first, tier=self.work.name) as told:
-                block = judge_block(self.work, tier, after, size, self._step, kept)
+                block = judge_block(self.work, tier, after, size, self._step, kept, ids)
                 called(f"{first}{self._done + block.judged:,}")
                 told["judged"] = block.judged
             count(self.work.run.screen, self.work.name, block.judged, block.seconds)
@@ -208,8 +217,12 @@ class TierRun:
             )
             if self.work.admission is not None:
                 self.work.admission.start()
-            self._tier = open_tier(self.work.job)
+            self._tier = tier = open_tier(self.work.job)
             self._loaded = time.monotonic() - began
+            if isinstance(tier, Addressed):
+                self._addresses = AddressWatch(
+                    work.store, work.run, work.position, tier, self._shown
+                )
         return self._tier
 
     def _count_anew(self) -> None:
@@ -250,13 +263,14 @@ def judge_block(
     size: int,
     step: Step | None,
     stored: Callable[[], None],
+    addresses: Mapping[str, int] = NOWHERE,
 ) -> Block:
     """Judge one block and store its judgements as they come."""
     began = time.monotonic()
     reader = _Reader(work, after)
     judged = 0
     for judgements in _flushes(tier.judge(islice(reader, size))):
-        record(work, judgements)
+        record(work, judgements, addresses)
         judged += len(judgements)
         if step is not None:
             step.advance(len(judgements))
@@ -265,7 +279,9 @@ def judge_block(
     return Block(judged, last, time.monotonic() - began)
 
 
-def record(work: TierWork, judgements: list[Judgement]) -> None:
+def record(
+    work: TierWork, judgements: list[Judgement], addresses: Mapping[str, int] = NOWHERE
+) -> None:
     """Store judgements at the tier's price, and settle their reservations.
 
     Raises:
@@ -278,10 +294,12 @@ def record(work: TierWork, judgements: list[Judgement]) -> None:
         untold = [one for one in judgements if one.score is not None and not one.prompt_tokens]
     if untold:
         known = {one.id for one in judgements} - {one.id for one in untold}
-        work.store.judgements.record(work.run.id, work.judge_id, untold, None)
+        work.store.judgements.record(work.run.id, work.judge_id, untold, None, addresses)
         judgements = [one for one in judgements if one.id in known]
     if judgements:
-        work.store.judgements.record(work.run.id, work.judge_id, judgements, work.price_id)
+        work.store.judgements.record(
+            work.run.id, work.judge_id, judgements, work.price_id, addresses
+        )
     if work.admission is not None:
         work.admission.settle([*judgements, *untold])
         if untold:
@@ -317,14 +335,16 @@ class _Reader:
 def _flushes(judgements: Iterator[Judgement]) -> Iterator[list[Judgement]]:
     """Judgements in groups worth a commit, none of them kept waiting for long."""
     ready: list[Judgement] = []
-    flushed = time.monotonic()
+    flushed, took = time.monotonic(), 0.0
     try:
         for judgement in judgements:
             ready.append(judgement)
             now = time.monotonic()
-            if len(ready) >= FLUSH_ROWS or now - flushed >= FLUSH_SECONDS:
+            worth = len(ready) >= FLUSH_ROWS and now - flushed >= took
+            if worth or len(ready) >= MOST_ROWS or now - flushed >= FLUSH_SECONDS:
                 yield ready
-                ready, flushed = [], now
+                ready, flushed = [], time.monotonic()
+                took = flushed - now
     except (Exception, KeyboardInterrupt, SystemExit):
         if ready:
             yield ready  # paid for, whatever happened then

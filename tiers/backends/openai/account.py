@@ -58,7 +58,7 @@ def _check_hosts(config: AnyRemote, name: str) -> None:
     wanted = []
     for parts in map(urlsplit, config.urls):
         safe = parts.scheme == "https"
-        if _is_this_machine(parts) or (safe, parts.hostname) in allowed:
+        if is_this_machine(parts) or (safe, parts.hostname) in allowed:
             continue
         if (False, parts.hostname) not in allowed:
             wanted.append(f"{name}@{'' if safe else 'http://'}{_bare(parts)}")
@@ -91,7 +91,7 @@ def _bare(parts: SplitResult) -> str:
     return f"[{parts.hostname}]" if ":" in str(parts.hostname) else str(parts.hostname)
 
 
-def _is_this_machine(parts: SplitResult) -> bool:
+def is_this_machine(parts: SplitResult) -> bool:
     """Whether an address is loopback: what listens there was started by the machine's own users."""
     try:
         return ipaddress.ip_address(str(parts.hostname)).is_loopback

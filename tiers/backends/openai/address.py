@@ -2,20 +2,17 @@
 
 import logging
 import time
-import zlib
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import aiohttp
 import orjson
-from yarl import URL
 
 from tiers.backends.openai.account import shown
+from tiers.backends.openai.client import Ended, Reply, unpacked
 from tiers.backends.openai.errors import Failure, Unfit, error_of, retry_after
 from tiers.backends.openai.pacing import Rate, Window, backoff
 from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import HttpTier
-from tiers.types import TierError
+from tiers.types import AddressState, Health, TierError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +31,8 @@ class Address:
 
     def __init__(self, url: str, config: HttpTier, key: str | None) -> None:
         self.url = url
-        self.most_bytes = _most_bytes(config)
+        self.most_bytes = most_bytes(config)
+        self.target = f"{url}/{'chat/completions' if config.api == 'chat' else 'completions'}"
         self.in_flight = 0
         self.served: str | None = None
         """The name under which the server first answered."""
@@ -52,11 +50,31 @@ class Address:
         self._busy_at = 0.0
         self._config = config
         self._key = key
-        # Parsed once: aiohttp would do it for every request.
-        self._target = URL(f"{url}/{'chat/completions' if config.api == 'chat' else 'completions'}")
         self._requests = Rate(config.requests_per_minute)
         self._tokens = Rate(config.tokens_per_minute)
         self._closed_until = 0.0
+        self.removed = False
+        """Whether a person took it out of the list: what is under way is waited for."""
+        self.error: str | None = None
+        """What went wrong last."""
+        self._state: AddressState = "untried"
+        self._since = time.time()
+
+    @property
+    def health(self) -> Health:
+        state = self._told_state()
+        if state != self._state:
+            self._state, self._since = state, time.time()
+        return Health(self.url, state, self._since, self.in_flight, self.error)
+
+    def _told_state(self) -> AddressState:
+        if self.removed:
+            return "removed"
+        if self.unfit:
+            return "set aside"
+        if not self.healthy:
+            return "away"
+        return "answering" if self.good else "untried"
 
     @property
     def healthy(self) -> bool:
@@ -64,7 +82,7 @@ class Address:
 
     def free(self, now: float) -> bool:
         """Whether a request may begin now."""
-        if self.unfit:
+        if self.unfit or self.removed:
             return False
         most = self.window.size if self.healthy else 1.0
         return self.in_flight < most and self.wait(now) <= 0
@@ -98,6 +116,7 @@ class Address:
         self._failed(failure, began, now)
 
     def _failed(self, failure: Failure, began: float, now: float) -> None:
+        self.error = str(failure)
         # Else one that fails at once would look like the fastest.
         self.latency = min(2 * max(self.latency, now - began, 0.05), self._config.timeout_seconds)
         pause = failure.after or 0.0
@@ -118,63 +137,53 @@ class Address:
         if pause:
             self._closed_until = max(self._closed_until, now + pause)
 
-    async def post(self, session: aiohttp.ClientSession, body: bytes) -> dict[str, Any]:
-        """Send one request and return the reply's object, which holds at least one choice.
-
-        The session's headers carry the key.
+    def read(self, ended: Ended) -> dict[str, Any]:
+        """The object of a reply, which holds at least one choice.
 
         Raises:
             Failure: it may go well the next time.
             Refusal: the server will not take this request.
-            Unfit: the reply has no end, or is far longer than what was asked for.
+            Unfit: the reply has no end, or the server cannot be trusted.
             TierError: the server will take none: wrong key, model or address.
         """
+        if not isinstance(ended, Reply):
+            raise ended
+        # A redirect is never followed: it would carry the key to another host.
+        if ended.status != 200:
+            self._refuse(ended)
         try:
-            # A redirect is never followed: it would carry the key to another host.
-            async with session.post(self._target, data=body, allow_redirects=False) as response:
-                status, headers = response.status, response.headers
-                most = self.most_bytes if status == 200 else ERROR_BYTES
-                raw = await read_bounded(response, most)
-        except TimeoutError as error:
-            seconds = self._config.timeout_seconds
-            raise Failure(f"no answer within {seconds:g} s", slow=True) from error
-        except aiohttp.ClientConnectorError as error:
-            raise Failure(
-                f"{self.url} cannot be reached: {error.strerror}", counts=False
-            ) from error
-        except aiohttp.ClientError as error:
-            said = self._shown(str(error)) or type(error).__name__
-            raise Failure(f"the connection broke: {said}") from error
-        if status != 200:
-            self._refuse(status, headers, raw)
-        if len(raw) > self.most_bytes:
-            raise Unfit(f"its reply is longer than {self.most_bytes:,} bytes")
-        return self._choices(raw)
+            reply = orjson.loads(ended.raw)
+        except orjson.JSONDecodeError:
+            reply = self._unpacked(ended)
+        choices = reply.get("choices") if isinstance(reply, dict) else None
+        if isinstance(choices, list) and choices and all(isinstance(one, dict) for one in choices):
+            return reply  # type: ignore[no-any-return]
+        raise Failure(f"the reply holds no choices: {self._words(ended.raw)}", lasting=True)
 
-    def _choices(self, raw: bytes) -> dict[str, Any]:
+    def _unpacked(self, reply: Reply) -> Any:
+        """The object of a reply that is not JSON as it came."""
+        raw = unpacked(reply, self.most_bytes)
+        if reply.too_long or len(raw) > self.most_bytes:
+            raise Unfit(f"its reply is longer than {self.most_bytes:,} bytes")
         try:
-            reply = orjson.loads(raw)
+            return orjson.loads(raw)
         except orjson.JSONDecodeError as error:
             raise Failure(f"the reply is broken JSON: {self._words(raw)}", lasting=True) from error
-        choices = reply.get("choices") if isinstance(reply, dict) else None
-        if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
-            choices = None
-        if not choices:
-            raise Failure(f"the reply holds no choices: {self._words(raw)}", lasting=True)
-        return dict(reply)
 
-    def _refuse(self, status: int, headers: Mapping[str, str], raw: bytes) -> NoReturn:
-        words, where = self._words(raw), f"tier '{self._config.name}': {self._target}"
-        said = f"{status}: {words}"
-        if status == 402 or (status == 429 and "insufficient_quota" in words):
+    def _refuse(self, reply: Reply) -> NoReturn:
+        words = self._words(unpacked(reply, ERROR_BYTES)[:ERROR_BYTES])
+        where = f"tier '{self._config.name}': {self.target}"
+        said = f"{reply.status}: {words}"
+        if reply.status == 402 or (reply.status == 429 and "insufficient_quota" in words):
             raise TierError(f"{where}: the account has no money left ({said})")
-        if status == 404:
+        if reply.status == 404:
             raise TierError(
                 f"{where} answers {said}; is the model '{self._config.model}' served there, and "
                 "does base_url end as the server's own (often in /v1)?"
             )
-        to = self._shown(headers.get("Location", "another address"))
-        raise error_of(status, said, self._config, where=where, to=to, after=retry_after(headers))
+        to = self._shown(reply.header("Location") or "another address")
+        after = retry_after(reply.header("retry-after-ms"), reply.header("Retry-After"))
+        raise error_of(reply.status, said, self._config, where=where, to=to, after=after)
 
     def _words(self, raw: bytes) -> str:
         """What the server said, in short and without the key."""
@@ -193,38 +202,8 @@ class Address:
         return shown(text, self._key)
 
 
-def _most_bytes(config: HttpTier) -> int:
+def most_bytes(config: HttpTier) -> int:
     """An upper bound on a reply, far above any real one."""
     replies = config.prompts_per_request if config.api == "completions" else 1
     tokens = config.max_tokens if isinstance(config.ask, JsonAsk) else 1
     return REPLY_BYTES + REPLY_BYTES_PER_TOKEN * tokens * replies
-
-
-async def read_bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body, unpacked; of one that is longer than `most` bytes, some bytes more than these.
-
-    The session must not unpack by itself: a few kB can become gigabytes.
-    """
-    pieces, size = [], 0
-    while size <= most and (piece := await response.content.readany()):
-        pieces.append(piece)
-        size += len(piece)
-    raw = b"".join(pieces)
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        return _unpacked(raw, most)
-    if encoding not in ("", "identity"):
-        raise Failure(
-            f"the reply is packed as '{encoding[:40]}', which nobody asked for", lasting=True
-        )
-    return raw
-
-
-def _unpacked(raw: bytes, most: int) -> bytes:
-    """Of gzip, or of deflate with its header or without, as servers do it; no more than needed."""
-    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
-        try:
-            return zlib.decompressobj(window).decompress(raw, most + 1)
-        except zlib.error as error:
-            fault = error
-    raise Failure(f"the reply cannot be unpacked: {fault}")

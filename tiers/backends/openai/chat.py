@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from operator import mul
 from typing import Any, NamedTuple
 
 import orjson
@@ -300,29 +301,29 @@ def read_listed(
         answers: the answers asked for.
     """
     share = [0.0] * len(answers.names)
-    least, total, found = 1.0, 0.0, False
+    probabilities, found = [], False
     for token, logprob in listed:
+        number = spelled.get(token)
         if not logprob > NO_PROBABILITY:  # NaN too
-            if token in spelled:
+            if number is not None:
                 return Answer()
             continue
-        probability = math.exp(min(logprob, 1.0))
-        total += probability
-        least = min(least, probability)
-        number = spelled.get(token)
+        probability = math.exp(logprob) if logprob < 1.0 else math.e
+        probabilities.append(probability)
         if number is not None:
             share[number] += probability
             found = True
+    total, least = sum(probabilities), min(probabilities, default=1.0)
     if total > MOST_PROBABILITY:
         return Answer(note="its probabilities add up to more than 1")
     if not found:
         return Answer()
     mass = min(sum(share), 1.0)
     reading = answers.names[max(range(len(share)), key=share.__getitem__)]
-    missing = [value for value, each in zip(answers.values, share, strict=True) if not each]
-    known = sum(each * value for each, value in zip(share, answers.values, strict=True))
-    if not missing:
+    known = sum(map(mul, share, answers.values))
+    if all(share):
         return Answer(min(known / mass, 1.0), reading, mass)
+    missing = [value for value, each in zip(answers.values, share, strict=True) if not each]
     rest = min(least * len(missing), max(1.0 - total, 0.0))
     ends = [(known + rest * value) / (mass + rest) for value in (min(missing), max(missing))]
     low, high = min(*ends, known / mass), min(max(*ends, known / mass), 1.0)
@@ -366,6 +367,8 @@ def _tokens(told: Any) -> int:
     Raises:
         ValueError: no request has so many.
     """
+    if type(told) is int and 0 <= told <= MOST_TOKENS:
+        return told
     number = 0 if told is None else told
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ValueError(f"no number: {number!r}")

@@ -3,7 +3,6 @@
 import email.utils
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
 from tiers.backends.openai.chat import AnyRemote
@@ -65,9 +64,8 @@ def error_of(
     return Refusal(said)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `Retry-After` (seconds or a date) or `retry-after-ms`."""
-    exact, said = headers.get("retry-after-ms"), headers.get("Retry-After")
+def retry_after(exact: str | None, said: str | None) -> float | None:
+    """Seconds to wait, from the headers `retry-after-ms` and `Retry-After` (seconds or a date)."""
     try:
         if exact is not None:
             seconds = max(float(exact) / 1000, 0.0)

@@ -1,23 +1,20 @@
 """The HTTP tier: any OpenAI-compatible server, at one address or several at once.
 
-An event loop runs inside `judge`, and only while a judgement is waited for. A task is one attempt
-at one request; what has to wait for another attempt waits in a heap, not in a task.
+`judge` is a plain loop: begin what may begin, wait, read what has come. It works only while a
+judgement is waited for. What has to wait for another attempt waits in a heap.
 """
 
-import asyncio
 import heapq
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
-import aiohttp
 import orjson
-import uvloop
 
 from tiers.backends.openai.account import hide, key_of, prepare
-from tiers.backends.openai.address import ERROR_BYTES, Address, read_bounded
+from tiers.backends.openai.address import ERROR_BYTES, Address, most_bytes
 from tiers.backends.openai.chat import (
     CHARACTERS_PER_TOKEN,
     Conversation,
@@ -26,14 +23,15 @@ from tiers.backends.openai.chat import (
     Usage,
     usage_of,
 )
+from tiers.backends.openai.client import Client, Ended, unpacked
 from tiers.backends.openai.errors import Failure, Refusal, Unfit
 from tiers.backends.openai.pacing import backoff
 from tiers.screenfile.tiers import HttpTier
 from tiers.tier import Job, config_of
-from tiers.types import Answer, Candidate, Judgement, TierError
+from tiers.types import Answer, Candidate, Health, Judgement, TierError
 
-TURN_SECONDS = 0.05
-TURN_ROWS = 512
+LOOK_SECONDS = 0.05
+"""How long to wait for a reply before looking whether somebody ended the work."""
 UNREADABLE_ATTEMPTS = 3
 """Attempts at a text whose reply holds no verdict: at temperature 0 a reply seldom changes."""
 REFUSED_IN_A_ROW = 20
@@ -67,8 +65,10 @@ class Sent:
         seconds: float = 0.0,
         error: str | None = None,
         failed: bool = False,
+        address: Address | None = None,
     ) -> Judgement:
         usage = NOTHING if self.untold else self.usage
+        notes = (self.note, answer.note, self.untold)
         return Judgement(
             self.id,
             score=answer.score,
@@ -81,7 +81,8 @@ class Sent:
             seconds=seconds,
             error=error,
             failed=failed,
-            note="; ".join(filter(None, (self.note, answer.note, self.untold))) or None,
+            note="; ".join(filter(None, notes)) if any(notes) else None,
+            address=None if address is None else address.url,
         )
 
 
@@ -100,6 +101,14 @@ class Request:
         return sum(len(each.text) for each in self.texts) // CHARACTERS_PER_TOKEN
 
 
+class Attempt(NamedTuple):
+    """One attempt at a request, while it is under way."""
+
+    request: Request
+    address: Address
+    began: float
+
+
 class Http:
     """A model behind one or several addresses."""
 
@@ -108,8 +117,11 @@ class Http:
         self._config = config = config_of(job, HttpTier)
         self.rates: Mapping[str, float] = {}
         self._remarks: list[str] = []
-        key = key_of(config)
+        self._key = key = key_of(config)
         self._addresses = [Address(url, config, key) for url in config.urls]
+        self._removed: list[Address] = []
+        self._wanted = config
+        """With the addresses that were asked for last, in another thread perhaps."""
         self._talk = Conversation(job, Dialect.of(config))
         self._shared_tokens = len("".join(self._talk.prompt)) // CHARACTERS_PER_TOKEN
         self._dialect_known = False
@@ -117,14 +129,11 @@ class Http:
         self._group = config.prompts_per_request if config.api == "completions" else 1
         self._grouped = False
         """Whether a request with several texts has gone well."""
-        self._loop = uvloop.new_event_loop()
-        self._session: aiohttp.ClientSession | None = None
-        self._woken = asyncio.Event()
-        self._running = False
-        """Whether a turn is under way: between two of them nothing new begins."""
+        self._client = Client(
+            key, most_bytes=most_bytes(config), timeout_seconds=config.timeout_seconds
+        )
         self._source: Iterator[Request] = iter(())
         self._exhausted = True
-        self._tasks: set[asyncio.Task[None]] = set()
         self._again: list[tuple[float, int, Request]] = []
         self._numbers = count()
         self._ready: list[Judgement] = []
@@ -137,6 +146,7 @@ class Http:
         self._answered = False
         self._good_at = self._left_at = 0.0
         """When the last good answer came, and when the loop last stood still."""
+        self._labels_named = False
 
     @property
     def remarks(self) -> Sequence[str]:
@@ -152,29 +162,54 @@ class Http:
         self._source, self._exhausted = self._prepared(candidates), False
         self._good_at = self._left_at = time.monotonic()
         try:
-            while True:
-                judgements, over = self._loop.run_until_complete(self._turn())
-                yield from judgements
-                if self._fatal is not None:
-                    raise self._fatal
-                if over or self._interrupted:
-                    yield from self._final_refusals()
-                    return
-        except KeyboardInterrupt:
-            yield from self._ready
-            raise
+            while self._fatal is None and not self._interrupted and not self._over:
+                try:
+                    self._turn()
+                except BaseException as error:  # noqa: BLE001 - raised below, after what is ready
+                    self._fatal = error
+                ready, self._ready = self._ready, []
+                yield from ready
+            if self._fatal is not None:
+                raise self._fatal
+            yield from self._final_refusals()
         finally:
-            self._loop.run_until_complete(self._cancel())
+            self._client.drop()
+            self._again.clear()
+
+    @property
+    def healths(self) -> Sequence[Health]:
+        """How the addresses are, those that were removed included."""
+        return [address.health for address in (*self._removed, *self._addresses)]
+
+    def move(self, urls: Sequence[str]) -> None:
+        """Ask at these addresses from now on; what is under way at others is waited for.
+
+        Raises:
+            TierError: the key may not be sent there; the addresses stay as they are.
+        """
+        wanted = self._config.model_copy(update={"base_url": tuple(urls)})
+        key_of(wanted)
+        self._wanted = wanted
+
+    def _move(self, wanted: HttpTier, now: float) -> None:
+        before = {address.url: address for address in self._addresses}
+        self._config = wanted
+        self._addresses = [
+            before[url] if url in before else Address(url, wanted, self._key) for url in wanted.urls
+        ]
+        gone = [address for url, address in before.items() if url not in wanted.urls]
+        for address in gone:
+            address.removed = True
+        self._removed = [each for each in self._removed if each.url not in wanted.urls] + gone
+        self._remarks.append(f"asks from now on at {', '.join(wanted.urls)}")
+        self._good_at = now
 
     def interrupt(self) -> None:
         """End `judge` in another thread, without the answers that are under way."""
         self._interrupted = True
-        self._loop.call_soon_threadsafe(self._woken.set)
 
     def close(self) -> None:
-        if self._session is not None:
-            self._loop.run_until_complete(self._session.close())
-        self._loop.close()
+        self._client.close()
 
     def _prepared(self, candidates: Iterable[Candidate]) -> Iterator[Request]:
         """Requests; what cannot be sent is judged at once."""
@@ -191,63 +226,42 @@ class Http:
         if texts:
             yield Request(texts)
 
-    async def _turn(self) -> tuple[list[Judgement], bool]:
-        """Work until there are judgements worth returning, or nothing is left to do."""
-        if self._session is None:
-            self._session = self._open()
-            await self._name_labels()
+    def _turn(self) -> None:
+        """Begin what may begin, wait for replies, and read those that have come."""
+        if not self._labels_named:
+            self._name_labels()
         now = time.monotonic()
         self._good_at += now - self._left_at  # while the loop stood still, nobody could answer
-        until = now + TURN_SECONDS
-        self._woken.clear()
-        self._running = True
-        while self._fatal is None and not self._interrupted:
-            now = time.monotonic()
-            self._start(now)
-            self._check_patience(now)
-            if self._over or (self._ready and (now >= until or len(self._ready) >= TURN_ROWS)):
-                break
-            await self._sleep(now, until)
-        self._running = False
-        judgements, self._ready = self._ready, []
+        if (wanted := self._wanted) is not self._config:
+            self._move(wanted, now)
+        self._start(now)
+        self._check_patience(now)
+        if self._fatal is None and not self._over:
+            for attempt, ended in self._client.wait(self._pause(now)):
+                self._end(attempt, ended)
         self._left_at = time.monotonic()
-        return judgements, self._over
 
     @property
     def _over(self) -> bool:
-        return self._exhausted and not self._tasks and not self._again
+        return self._exhausted and not self._client.under_way and not self._again
 
-    async def _name_labels(self) -> None:
+    def _name_labels(self) -> None:
         """Where a server gives the probability of any token, name the tokens of the answers."""
+        self._labels_named = True
         if not self._config.known.named_logprobs or self._talk.writes:
             return
-        assert self._session is not None  # noqa: S101 - for the type checker
         url = self._config.urls[0].removesuffix("/v1") + "/tokenize"
         single = []
         for spelling in self._talk.spellings:
             body = {"model": self._config.model, "prompt": spelling, "add_special_tokens": False}
             try:
-                async with self._session.post(url, json=body, allow_redirects=False) as reply:
-                    tokens = orjson.loads(await read_bounded(reply, ERROR_BYTES))["tokens"]
-            except (aiohttp.ClientError, Failure, TimeoutError, KeyError, TypeError, ValueError):
+                reply = unpacked(self._client.ask(url, orjson.dumps(body)), ERROR_BYTES)
+                tokens = orjson.loads(reply)["tokens"]
+            except (Failure, Unfit, KeyError, TypeError, ValueError):
                 return  # then the likeliest tokens have to do
             if len(tokens) == 1:
                 single.append(int(tokens[0]))
         self._speak(self._talk.dialect._replace(named=tuple(dict.fromkeys(single))))
-
-    def _open(self) -> aiohttp.ClientSession:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        headers["Accept-Encoding"] = "identity"
-        if (key := key_of(self._config)) is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        return aiohttp.ClientSession(
-            headers=headers,
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=self._config.timeout_seconds, sock_connect=10),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent",),
-            auto_decompress=False,
-        )
 
     def _start(self, now: float) -> None:
         """Start what may start."""
@@ -261,13 +275,12 @@ class Http:
                 return
             address = self._best(free, request.failed_at)
             address.begin(request.tokens + self._shared_tokens * len(request.texts), now)
-            task = self._loop.create_task(self._attempt(request, address))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
+            body = self._talk.body([sent.text for sent in request.texts])
+            self._client.begin(address.target, body, Attempt(request, address, now))
 
     def _free(self, now: float) -> list[Address]:
         """The addresses that may be asked: one request in all until the dialect is known."""
-        if not self._dialect_known and self._tasks:
+        if not self._dialect_known and self._client.under_way:
             return []
         return [address for address in self._addresses if address.free(now)]
 
@@ -279,67 +292,45 @@ class Http:
         others = [address for address in free if address is not avoid]
         return min(others, key=lambda each: (each.in_flight + 1) * each.latency)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        """The next request begins at once; the turn wakes only for what it alone can do."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            if not isinstance(error, TierError):
-                error = TierError(f"tier '{self._config.name}': {type(error).__name__}: {error}")
-            self._fatal = self._fatal or error
-        if self._running and self._fatal is None:
-            try:
-                self._start(time.monotonic())
-            except BaseException as error:  # noqa: BLE001 - the source's: `judge` raises it
-                self._fatal = error
-        if self._fatal is not None or self._over or len(self._ready) >= TURN_ROWS:
-            self._woken.set()
-
-    async def _sleep(self, now: float, until: float) -> None:
-        """Wait for the time to ask again, for the end of the turn, or for enough replies."""
-        moments = [until if self._ready else now + TURN_SECONDS]
+    def _pause(self, now: float) -> float:
+        """Seconds until something has to be done even if no reply comes."""
+        if self._ready:
+            return 0.0
+        waits = [LOOK_SECONDS, *(wait for each in self._addresses if (wait := each.wait(now)) > 0)]
         if self._again:
-            moments.append(self._again[0][0])
-        moments += [now + wait for each in self._addresses if (wait := each.wait(now)) > 0]
-        alarm = self._loop.call_later(max(min(moments) - now, 0.001), self._woken.set)
-        await self._woken.wait()
-        alarm.cancel()
-        self._woken.clear()
+            waits.append(max(self._again[0][0] - now, 0.001))
+        return min(waits)
 
-    async def _attempt(self, request: Request, address: Address) -> None:
-        """One request: its judgements are ready, or it is put back to be asked again."""
-        assert self._session is not None  # noqa: S101 - for the type checker
-        began = time.monotonic()
-        failure: Failure | None = None
+    def _end(self, attempt: Attempt, ended: Ended) -> None:
+        """After one attempt: its judgements are ready, or it is put back to be asked again."""
+        request, address, began = attempt
         try:
-            reply = await address.post(
-                self._session, self._talk.body([t.text for t in request.texts])
-            )
+            reply = address.read(ended)
             shares, untold = _shares(reply, request)
             for sent, usage in zip(request.texts, shares, strict=True):
-                sent.usage += usage
+                sent.usage = usage if sent.usage is NOTHING else sent.usage + usage
                 sent.untold = sent.untold or untold
             self._check_model(reply, address)
-        except Failure as error:
-            failure = error
+        except Failure as failure:
+            address.end(began, failure)
+            self._failed(request, failure, address)
         except Refusal as error:
             address.end(began, None)
             self._refused(request, str(error), address)
-            return
         except Unfit as error:
             address.in_flight -= 1
             self._set_aside(request, str(error), address)
-            return
-        except BaseException:
+        except Exception as error:  # noqa: BLE001 - judge raises it, after what is ready
             address.in_flight -= 1
-            raise
-        address.end(began, failure)
-        if failure is None:
+            if not isinstance(error, TierError):
+                error = TierError(f"tier '{self._config.name}': {type(error).__name__}: {error}")
+            self._fatal = self._fatal or error
+        else:
+            address.end(began, None)
             self._good_at, self._answered = time.monotonic(), True
             address.good += 1
             self._ready += self._final_refusals()
             self._read(request, reply, self._good_at - began, address)
-        else:
-            self._failed(request, failure, address)
 
     def _check_model(self, reply: Mapping[str, Any], address: Address) -> None:
         """Refuse a reply of another model than the first one's; remark on an unknown name."""
@@ -351,6 +342,12 @@ class Http:
             address.served = told
             if asked not in told and told not in asked:
                 self._remarks.append(f"{address.url} calls the model '{told}', not '{asked}'")
+            other = next((one for one in self._addresses if one.served not in (None, told)), None)
+            if other is not None:
+                self._remarks.append(
+                    f"{address.url} calls the model '{told}' and {other.url} '{other.served}': "
+                    "scores of different models do not compare"
+                )
         elif told != address.served:
             raise Failure(f"the reply is of the model '{told}', not of '{address.served}'")
 
@@ -358,9 +355,10 @@ class Http:
         self, request: Request, reply: dict[str, Any], seconds: float, address: Address
     ) -> None:
         given = reply["choices"]
-        choices = {_place(choice, i): choice for i, choice in enumerate(given)}
         if len(request.texts) == 1:
             choices = {0: given[0]}  # whatever number it has
+        else:
+            choices = {_place(choice, i): choice for i, choice in enumerate(given)}
         if not self._dialect_known and not self._learn_dialect(request, given[0]):
             return
         if address.good == 1 and self._gives_less(address, given[0]):
@@ -374,12 +372,13 @@ class Http:
             try:
                 answer = self._talk.read(choices[i])
             except Unreadable as error:
-                self._no_verdict(sent, str(error), seconds)
+                self._no_verdict(sent, str(error), seconds, address)
             except (KeyError, TypeError, AttributeError, ValueError):
-                self._no_verdict(sent, "the reply is not shaped as the protocol says", seconds)
+                said = "the reply is not shaped as the protocol says"
+                self._no_verdict(sent, said, seconds, address)
             else:
                 self._readable += 1
-                self._ready.append(sent.judged(answer, seconds=seconds))
+                self._ready.append(sent.judged(answer, seconds=seconds, address=address))
 
     def _learn_dialect(self, request: Request, choice: Mapping[str, Any]) -> bool:
         """Whether the first reply gives what was asked for; else change the dialect, ask again."""
@@ -412,7 +411,7 @@ class Http:
     def _exclude(self, address: Address, words: str) -> None:
         if not address.unfit:
             self._remarks.append(f"{address.url} is {words}")
-        address.unfit = True
+        address.unfit, address.error = True, words
 
     def _set_aside(self, request: Request, why: str, address: Address) -> None:
         """Ask no more at an address that misbehaves; the others go on, if there are any."""
@@ -434,7 +433,7 @@ class Http:
         """After a refusal: another dialect, each text alone, or review by a person."""
         other = self._talk.dialect.without(said)
         too_long = "context" in said.lower() or "too long" in said.lower()
-        refusal = request.texts[0].judged(error=f"the server refused: {said}")
+        refusal = request.texts[0].judged(error=f"the server refused: {said}", address=address)
         if not self._dialect_known and other is not None:
             self._speak(other)
             self._put_back(request)
@@ -475,7 +474,7 @@ class Http:
             error = f"gave up after {request.attempts} attempts: {failure}"
             self._ready.append(sent.judged(error=error, failed=True))
 
-    def _no_verdict(self, sent: Sent, said: str, seconds: float) -> None:
+    def _no_verdict(self, sent: Sent, said: str, seconds: float, address: Address) -> None:
         sent.unreadable += 1
         self._unreadable += 1
         if not self._readable and self._unreadable >= UNREADABLE_AT_FIRST:
@@ -487,7 +486,7 @@ class Http:
         elif sent.unreadable < UNREADABLE_ATTEMPTS:
             self._put_back(Request([sent]))
         else:
-            self._ready.append(sent.judged(seconds=seconds, error=said))
+            self._ready.append(sent.judged(seconds=seconds, error=said, address=address))
 
     def _put_back(self, request: Request, seconds: float = 0.0) -> None:
         heapq.heappush(self._again, (time.monotonic() + seconds, next(self._numbers), request))
@@ -495,7 +494,7 @@ class Http:
     def _check_patience(self, now: float) -> None:
         """Stop the tier after too long a time without a good reply to requests that were sent."""
         closed = any(address.closed(now) for address in self._addresses)
-        if self._last_failure is None or not (self._again or self._tasks or closed):
+        if self._last_failure is None or not (self._again or self._client.under_way or closed):
             return
         patience = max(self._config.patience_seconds, self._config.timeout_seconds)
         last = self._last_failure
@@ -508,13 +507,6 @@ class Http:
                 "what was judged is kept"
             )
 
-    async def _cancel(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._again.clear()
-
 
 def _place(choice: Mapping[str, Any], place: int) -> int:
     """The number of the prompt that a choice answers: its place, unless it tells another."""
@@ -525,6 +517,8 @@ def _place(choice: Mapping[str, Any], place: int) -> int:
 def _shares(reply: Mapping[str, Any], request: Request) -> tuple[list[Usage], str | None]:
     """Each text's share of the tokens that a request charged, which add up to it; and a note."""
     (whole, untold), texts = usage_of(reply), request.texts
+    if len(texts) == 1:
+        return [whole], untold
     lengths = [len(sent.text) + 1 for sent in texts]
     shares, given, before = [], NOTHING, 0
     for length in lengths:

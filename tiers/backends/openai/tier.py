@@ -42,7 +42,7 @@ def inspect(job: Job, text: str) -> Inspection:
 
 
 def open_here(job: Job) -> Tier:
-    """Open a tier that asks at once; aiohttp is imported for nothing less.
+    """Open a tier that asks at once; libcurl is loaded for nothing less.
 
     Raises:
         TierError: the tier answers by batches.
