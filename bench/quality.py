@@ -12,13 +12,14 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.common import finish, machine, table
-from tiers.calibration import Result, Status, Thresholds, calibrate
+from tiers.calibration import Result, Status, Thresholds, calibrate, recall
 from tiers.calibration.recall import kept_by
 from tiers.calibration.recall_test import best_kth, level
 
@@ -259,6 +260,94 @@ def cascades(runs: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def planning(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Mean precision and coverage where scores are mediocre, by how far apart the curves are.
+
+    `hindsight` is the best that any of seven assumed separations gives in the cell, found by trying
+    them all: what a perfect guess would be worth.
+    """
+    cells = [
+        (separation, prevalence, budget)
+        for separation in (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+        for prevalence in (0.01, 0.05, 0.2)
+        for budget in (400, 1000, 3000)
+    ]
+    assumed = (recall.SEPARATION, 0.3, 0.7, 1.0, 2.0, 3.0, 4.0)
+    with Pool(options.processes) as pool:
+        jobs = [(*cell, guess, options.runs) for cell in cells for guess in assumed]
+        found = np.array(pool.map(_planned, jobs, chunksize=1)).reshape(len(cells), len(assumed), 2)
+    for cell, by_guess in zip(cells, found, strict=True):
+        yield dict(
+            zip(
+                ("separation", "prevalence", "labels", "precision", "hindsight", "kept"),
+                (*cell, by_guess[0, 0], by_guess[:, 0].max(), by_guess[0, 1]),
+                strict=True,
+            )
+        )
+
+
+def _planned(job: tuple[float, float, int, float, int]) -> tuple[float, float]:
+    """Mean precision and coverage of one cell under one assumed separation."""
+    separation, prevalence, budget, assumed, runs = job
+    recall.SEPARATION = assumed  # in a process of its own
+    precision, kept = [], []
+    for seed in range(runs):
+        data = separated(10_000, prevalence, (separation,), seed)
+        result = data.calibrate("recall", 0.9, budget, seed + 10_000)
+        precision.append(data.precision(result.accepted))
+        kept.append(data.recall(result.accepted) >= 0.9)
+    return float(np.mean(precision)), float(np.mean(kept))
+
+
+def separated(items: int, prevalence: float, separations: tuple[float, ...], seed: int) -> Data:
+    """Normal scores of tiers, so many standard deviations apart for positives and negatives."""
+    draw = np.random.default_rng(seed)
+    positive = draw.random(items) < prevalence
+    logits = [draw.normal(positive * apart, 1) - 1.5 for apart in separations]
+    scores = 1 / (1 + np.exp(-np.column_stack(logits)))
+    return Data(scores[:, 0] if len(separations) == 1 else scores, positive)
+
+
+def mediocre_middles(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Cost of two cheap tiers and the top tier where the cheap ones are mediocre.
+
+    Beside what was assumed before: a separation of 2 and a pilot of 20 positives.
+    """
+    cells = [
+        (separations, *setting)
+        for separations in ((1.5, 2.5), (0.7, 1.0), (1.0, 0.5), (0.5, 2.0), (1.0, 1.5))
+        for setting in ((0.05, 2500), (0.2, 1000), (0.02, 5000))
+    ]
+    assumed = ((recall.SEPARATION, recall.PILOT_POSITIVES), (2.0, 20))
+    runs = max(options.runs // 4, 1)
+    with Pool(options.processes) as pool:
+        jobs = [(*cell, *guess, runs) for cell in cells for guess in assumed]
+        found = np.array(pool.map(_middle, jobs, chunksize=1)).reshape(len(cells), 2, 2)
+    for (separations, prevalence, budget), ((now, kept), (before, _)) in zip(
+        cells, found, strict=True
+    ):
+        yield {
+            "separations": " and ".join(map(str, separations)), "prevalence": prevalence,
+            "labels": budget, "cost": now, "before": before, "saving": 1 - now / before,
+            "kept": kept,
+        }  # fmt: skip
+
+
+def _middle(
+    job: tuple[tuple[float, ...], float, int, float, int, int],
+) -> tuple[float, float]:
+    """Mean cost and coverage of one cell under what is assumed."""
+    separations, prevalence, budget, assumed, pilot, runs = job
+    recall.SEPARATION, recall.PILOT_POSITIVES = assumed, pilot  # in a process of its own
+    costs, kept = [], []
+    for seed in range(runs):
+        data = separated(20_000, prevalence, separations, seed)
+        result = data.calibrate("recall", 0.9, budget, seed, costs=COSTS)
+        costs.append(cascade_cost(data, result.thresholds, ~result.by_proxy & ~result.promoted))
+        kept.append(data.recall(result.accepted) >= 0.9)
+    return float(np.mean(costs)), float(np.mean(kept))
+
+
 def show(title: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     print(f"\n{title}\n")
     if rows:
@@ -274,11 +363,30 @@ def installed(module: str) -> bool:
     return True
 
 
+def plan_tables(options: argparse.Namespace) -> None:
+    """How long to draw, and what the assumption costs on mediocre scores."""
+    print(f"{machine()}; delta {DELTA}, {options.runs} seeds")
+    rows = show("Precision at recall 0.9, 10,000 candidates", list(planning(options)))
+    middles = show("Cost of a cascade of three, 20,000 candidates", list(mediocre_middles(options)))
+    means = {
+        name: float(np.mean([row[name] for row in rows])) for name in ("precision", "hindsight")
+    }
+    costs = {name: float(np.mean([row[name] for row in middles])) for name in ("cost", "before")}
+    print("\nmeans: " + ", ".join(f"{name} {mean:.4f}" for name, mean in (means | costs).items()))
+    print(f"least kept: {min(row['kept'] for row in (*rows, *middles)):.3f}")
+    finish("planning", {"runs": options.runs, **means, **costs, "rows": rows, "middles": middles})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100, help="seeds of a cell (default 100)")
     parser.add_argument("--coverage", type=int, default=1500, help="seeds on data (default 1500)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--planning", action="store_true", help="the tables of planning alone")
     options = parser.parse_args()
+    if options.planning:
+        plan_tables(options)
+        return
     began = time.process_time()
     print(f"{machine()}; delta {DELTA}, {options.runs} and {options.coverage} seeds")
     figures: dict[str, Any] = {"runs": options.runs}

@@ -12,7 +12,7 @@ from prefect import flow
 from db.store import Change
 from flows.guarantee.approval import approval_of, refusal
 from flows.guarantee.certificate import Approved, Certificate, markdown
-from flows.guarantee.certifying import certificate_of, last_tier
+from flows.guarantee.certifying import certificate_of, last_tier, worth
 from flows.guarantee.state import Calibration, NotYet, guarantee_of
 from flows.progress import Display, say
 from flows.recorder import current, recorded
@@ -199,7 +199,8 @@ def _certify(
     """
     store, run, result = calibration.store, calibration.run, calibration.result()
     certificate = certificate_of(calibration, result, author)
-    say(certificate.message, shown)
+    for line in (certificate.message, *worth(calibration, result)):
+        say(line, shown)
     _publish(calibration, certificate)
     if result.status is not Status.CERTIFIED:
         store.verdicts.undecide(run.id)

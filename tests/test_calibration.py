@@ -15,9 +15,11 @@ from tiers.calibration import (
     bound_of_moved,
     calibrate,
     plan_calibration,
+    worth_of_tiers,
 )
 from tiers.calibration.draws import Floats
 from tiers.calibration.guarantee import Mask
+from tiers.calibration.recall_test import bound_for_source
 from tiers.policy import Policy, outcomes
 from tiers.types import Outcome
 
@@ -362,3 +364,42 @@ def test_labels_that_cannot_be_had_speak_for_no_answer() -> None:
     )
     # So many may be wrong, whoever they are; not one more is answered unseen.
     assert result.by_proxy.sum() <= 100
+
+
+def two_tiers(separations: tuple[float, float], seed: int) -> tuple[Floats, Mask]:
+    """Normal scores of two tiers, so far apart for positives and negatives."""
+    draw = np.random.default_rng(seed)
+    positive = draw.random(8_000) < 0.1
+    logits = [draw.normal(positive * apart, 1) - 1.5 for apart in separations]
+    return 1 / (1 + np.exp(-np.column_stack(logits))), positive
+
+
+@pytest.mark.parametrize(
+    ("separations", "idle"), [((2.0, 0.0), [1]), ((0.0, 2.5), [0]), ((1.5, 3.0), [])]
+)
+def test_a_tier_that_earns_nothing_is_named_with_the_cost_without_it(
+    separations: tuple[float, float], idle: list[int]
+) -> None:
+    scores, positive = two_tiers(separations, seed=4)
+    result = calibrate(
+        scores,
+        lambda ids: positive[ids],
+        kind="recall",
+        target=0.9,
+        delta=0.1,
+        budget=1_500,
+        seed=3,
+        costs=(1, 10, 60),
+    )
+    worth = worth_of_tiers(scores, result)
+    assert [one.tier for one in worth if one.earns_nothing] == idle
+    assert all(0 < one.cost < 1.2 for one in worth)
+
+
+def test_new_candidates_of_the_source_have_a_bound_of_their_own() -> None:
+    """As if the population were endless: by simulation, and by the least positives that do."""
+    assert bound_for_source(1, 22, 0.1) >= 0.9 > bound_for_source(1, 21, 0.1)
+    assert bound_for_source(0, 30, 0.1) == 1.0
+    bound = bound_for_source(3, 60, 0.1)
+    lowest = np.sort(np.random.default_rng(1).random((20_000, 60)), axis=1)[:, 2]
+    assert 0.89 < (1 - lowest >= bound).mean() < 0.91

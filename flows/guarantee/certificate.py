@@ -90,6 +90,7 @@ class Certificate(_Part):
     last_tier: TierThresholds | None = None
     certified_bound: float
     threshold_bound: float
+    source_bound: float | None = None
     labels_used: int
     positives_found: int
     unlabelled: list[str]
@@ -141,6 +142,11 @@ def markdown(certificate: Certificate) -> str:
         ("without a label, all promoted", f"{len(certificate.unlabelled):,}"),
         ("certified bound", f"{certificate.certified_bound:.4f}"),
         ("bound of the thresholds alone", f"{certificate.threshold_bound:.4f}"),
+        *(
+            [("bound for new candidates of the source", f"{certificate.source_bound:.4f}")]
+            if certificate.source_bound is not None
+            else []
+        ),
         ("left to the last tier", f"{certificate.left_to_last_tier:,}"),
         ("seed of the draw", certificate.seed),
         *((name, f"{value:g}") for name, value in sorted(certificate.evidence.items())),

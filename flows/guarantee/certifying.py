@@ -10,7 +10,7 @@ import numpy as np
 from db.store import Change
 from flows.guarantee.certificate import Certificate, TierThresholds
 from flows.guarantee.state import Calibration
-from tiers.calibration import Kind, Result, Status
+from tiers.calibration import Kind, Result, Status, worth_of_tiers
 
 
 def certificate_of(calibration: Calibration, result: Result, author: str) -> Certificate:
@@ -42,6 +42,7 @@ def certificate_of(calibration: Calibration, result: Result, author: str) -> Cer
         last_tier=TierThresholds(tier=tiers[-1].name, reject_below=low, accept_above=high),
         certified_bound=result.certified_bound,
         threshold_bound=result.threshold_bound,
+        source_bound=result.source_bound,
         labels_used=result.labels_used,
         positives_found=result.positives_found,
         unlabelled=[keys[row] for row in result.unlabelled],
@@ -96,6 +97,19 @@ def message(calibration: Calibration, result: Result) -> str:
         f"budget {section.labels:,}: with these labels the best certificate is {section.kind} >= "
         f"{math.floor(100 * best) / 100:.2f}; raise labels, or lower {section.kind}"
     )
+
+
+def worth(calibration: Calibration, result: Result) -> list[str]:
+    """A line for each cheap tier that earns nothing, with the cost with it and without it."""
+    tiers = calibration.definition.tiers
+    return [
+        f"tier '{tiers[one.tier].name}' earns nothing: with it the cascade costs as much as "
+        f"{one.cost:.3f} of the last tier's answers for each candidate, without it about "
+        f"{one.without:.3f} (an estimate by the drawn positives, and no part of the promise); "
+        "leave it out of the screen, and calibrate again"
+        for one in worth_of_tiers(calibration.scores, result)
+        if one.earns_nothing
+    ]
 
 
 def differences(calibration: Calibration, certificate: Certificate) -> list[str]:

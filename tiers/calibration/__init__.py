@@ -13,6 +13,7 @@ from tiers.calibration.reliability import (
     expected_calibration_error,
     reliability_table,
 )
+from tiers.calibration.worth import TierWorth, worth_of_tiers
 
 __all__ = [
     "Audit",
@@ -25,6 +26,7 @@ __all__ = [
     "Result",
     "Status",
     "Thresholds",
+    "TierWorth",
     "audit_interval",
     "bound_of_moved",
     "brier",
@@ -35,4 +37,5 @@ __all__ = [
     "expected_calibration_error",
     "plan_calibration",
     "reliability_table",
+    "worth_of_tiers",
 ]

@@ -137,7 +137,7 @@ class Result:
     """The kind's certified lower bound, in [0, 1], labelled candidates included."""
     threshold_bound: float
     """For recall the bound of the thresholds alone, where labelled positives below them are lost,
-    too: what new candidates of the same kind can expect. Else `certified_bound`."""
+    too. Else `certified_bound`."""
     labels_used: int
     """Different candidates for which a label was asked."""
     positives_found: int
@@ -145,6 +145,9 @@ class Result:
     """Candidates that cannot be labelled. They are promoted, and the promise leaves them out."""
     evidence: RecallEvidence | None = None
     """None for other kinds than recall."""
+    source_bound: float | None = None
+    """For recall, what the thresholds keep of new candidates of the same source, at 1 - delta. None
+    for other kinds."""
     drawn_positives: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
     """Positives of the random draw, in its order; `bound_of_moved` needs their scores."""
 

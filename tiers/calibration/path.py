@@ -30,7 +30,7 @@ class JointPath:
 
     def level_of(self, scores: Floats) -> Floats:
         """(n,) the level up to which a candidate survives every tier; inf where none may reject."""
-        reachable: Floats = np.where(unread(scores), np.inf, self._levels(scores)).min(axis=1)
+        reachable: Floats = np.where(unread(scores), np.inf, self.levels(scores)).min(axis=1)
         return reachable
 
     def thresholds(self, scores: Floats, level: float) -> tuple[Thresholds, ...]:
@@ -38,10 +38,10 @@ class JointPath:
 
         It is one of the tier's own scores, so that no rounding separates it from `level_of`.
         """
-        kept = self._levels(scores) >= level
+        kept = self.levels(scores) >= level
         return tuple(lowest_kept(scores[:, tier], kept[:, tier]) for tier in range(scores.shape[1]))
 
-    def _levels(self, scores: Floats) -> Floats:
+    def levels(self, scores: Floats) -> Floats:
         """(n, tiers) the level up to which a candidate survives that tier, NaN without a score."""
         shares = [one.share_below(scores[:, tier]) for tier, one in enumerate(self.survival)]
         levels: Floats = np.column_stack(shares) / np.array(self.weights)
@@ -105,7 +105,7 @@ def learn_path(
     equal = JointPath(survival, (1.0,) * tiers)
     if tiers == 1 or positive.sum() < FEW:
         return equal
-    shares = np.where(unread(scores), np.inf, equal._levels(scores))
+    shares = np.where(unread(scores), np.inf, equal.levels(scores))
     costs = {
         weights: _predicted_cost(shares / np.array(weights), positive, prices, miss)
         for weights in _simplex(tiers)

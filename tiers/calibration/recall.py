@@ -25,6 +25,7 @@ from tiers.calibration.path import JointPath, learn_path
 from tiers.calibration.recall_test import (
     COUNT_SHARE,
     best_kth,
+    bound_for_source,
     bound_of_kth,
     level,
     positives_needed,
@@ -32,12 +33,16 @@ from tiers.calibration.recall_test import (
 )
 
 PILOT_SHARE = 0.3
-PILOT_POSITIVES = 20
-"""A pilot that has found so many positives knows the tiers well enough."""
+PILOT_POSITIVES = 12
+"""A pilot that has found so many positives knows the tiers well enough.
+
+Of 5 to 35 this is the cheapest: see bench/README.md."""
 LOOKS = 10
 """Fixed points of the draw at which the number of positives is bounded; the best bound counts."""
-SEPARATION = 2.0
-"""Assumed distance of two normal score curves, only to decide how long to draw."""
+SEPARATION = 1.5
+"""Assumed distance of two normal score curves, only to decide how long to draw.
+
+From 0.3 to 2 hardly anything depends on it: see bench/README.md."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +286,7 @@ def _result(
         by_proxy=~kept & ~sample.asked,
         certified_bound=1.0 if done else max(bound, guarantee.target),
         threshold_bound=bound_of_kth(*test, risk, kept=False),
+        source_bound=bound_for_source(evidence.kth, evidence.positives_tested, guarantee.delta),
         labels_used=sample.used,
         positives_found=int(sample.positive.sum()),
         unlabelled=np.flatnonzero(sample.refused),

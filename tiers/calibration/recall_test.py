@@ -107,6 +107,21 @@ def bound_of_kth(
     return highest(0, 9_999, passes) / 10_000
 
 
+def bound_for_source(kth: int, drawn: int, delta: float) -> float:
+    """Recall of the same thresholds on new candidates of the source, with probability 1 - delta.
+
+    The positives drawn are then a sample of all that the source will ever give, so that the share
+    of them below the `kth` lowest of `drawn` follows a beta distribution (Wilks 1941,
+    doi:10.1214/aoms/1177731788). No labelled positive below the thresholds is kept.
+
+    Returns:
+        In [0, 1]; 1 where nothing is rejected.
+    """
+    if kth == 0:
+        return 1.0
+    return float(1 - scipy.special.betaincinv(kth, drawn - kth + 1, 1 - delta))
+
+
 @lru_cache(maxsize=1_000)
 def positives_needed(target: float, delta: float, kth: int = 1) -> int:
     """Drawn positives that certify recall with the `kth` lowest as threshold, in any population.
