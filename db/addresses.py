@@ -43,7 +43,7 @@ class Addresses(Noun):
             known = select(AddressRow.url, AddressRow.id).where(*here)
             return dict(connection.execute(known).tuples().all())
 
-    def tell(self, run_id: int, position: int, healths: Iterable[Health]) -> None:
+    def record(self, run_id: int, position: int, healths: Iterable[Health]) -> None:
         """Say how the addresses of a tier are."""
         with self._writing() as connection:
             for health in healths:

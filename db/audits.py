@@ -137,10 +137,10 @@ class Audits(Noun):
         with self._writing() as connection:
             return draw(connection, run_id)
 
-    def settle(self, run_id: int) -> None:
+    def record_answers(self, run_id: int) -> None:
         """Write down what the last tier said; what it rejects too goes back to the tier before."""
         with self._writing() as connection:
-            settle(connection, run_id)
+            record_answers(connection, run_id)
 
     def counts(self, run_ids: Iterable[int]) -> dict[int, list[Audited]]:
         """By run: a row for each tier that anybody ended at."""
@@ -187,8 +187,8 @@ def draw(connection: Connection, run_id: int) -> int:
     return len(chosen)
 
 
-def settle(connection: Connection, run_id: int) -> None:
-    """As `Audits.settle`."""
+def record_answers(connection: Connection, run_id: int) -> None:
+    """As `Audits.record_answers`."""
     connection.execute(_TELL_FOUND, {"run_id": run_id})
     connection.execute(_GIVE_BACK, {"run_id": run_id})
 

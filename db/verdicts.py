@@ -196,7 +196,7 @@ def decide_from(
             audits.draw(connection, run_id)
         if _tier(connection, run_id, tier).judge_id is not None:
             decide(connection, run_id, tier, statistics=statistics)
-    audits.settle(connection, run_id)
+    audits.record_answers(connection, run_id)
 
 
 def decide(

@@ -179,7 +179,7 @@ def test_judgements_are_counted_at_the_address_that_gave_them(store: Store) -> N
     ]
     store.judgements.record(run.id, judge, answers[:3], addresses=ids)
     store.judgements.record(run.id, judge, answers[3:])  # of a tier without addresses
-    store.addresses.tell(run.id, 0, [Health("http://b/v1", "away", 1.0e9, 3, "500: gone")])
+    store.addresses.record(run.id, 0, [Health("http://b/v1", "away", 1.0e9, 3, "500: gone")])
     first, second = store.addresses.all(run.id)
     assert (first.tier, first.state, first.judged, first.error) == ("fast", "untried", 2, None)
     assert (second.state, second.in_flight, second.judged) == ("away", 3, 1)

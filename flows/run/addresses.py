@@ -67,7 +67,7 @@ class AddressWatch:
         turned = any(_turned(self._told.get(health.url), health) for health in new)
         self._told |= {health.url: health for health in new}
         if new:
-            self._store.addresses.tell(self._run.id, self._position, new)
+            self._store.addresses.record(self._run.id, self._position, new)
         if turned or last or time.monotonic() >= self._table_next:
             self._table_next = time.monotonic() + TABLE_SECONDS
             key = f"{self._run.screen}-{self._run.key}-addresses"

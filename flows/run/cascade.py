@@ -50,7 +50,7 @@ class Cascade:
                 self._one(group[0])
         if len(group) > 1 and self._store.audits.draw(self._run.id):
             self._one(last)
-        self._store.audits.settle(self._run.id)
+        self._store.audits.record_answers(self._run.id)
         marked = mark_suspicious(self._store, self._run.id, self._definition.suspicious)
         if marked is not None:
             say(marked, self._shown)

@@ -99,7 +99,7 @@ class TierRun:
         self._done = self._total = 0
         self._count_next = 0.0
         self._told = 0
-        self.settled = False
+        self.trusted = False
         """Whether the judge has been seen to answer the question."""
 
     def judge_waiting(self, stored: Callable[[], None] = lambda: None) -> int:
@@ -181,7 +181,7 @@ class TierRun:
             self._heed_pause()
             if judged == 0 or block.last is None:
                 check_mass(self.work)
-                self.settled = True
+                self.trusted = True
             judged += block.judged
             self._done += block.judged
             self._total = max(self._total, self._done)

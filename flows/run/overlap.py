@@ -99,7 +99,7 @@ class _Decider:
 
     def now_and_then(self) -> None:
         # Before the first block has shown that the judge answers, nothing is decided by it.
-        if self._tier.settled and time.monotonic() >= self._next:
+        if self._tier.trusted and time.monotonic() >= self._next:
             self.all()
 
     def all(self) -> None:

@@ -104,7 +104,7 @@ def working(store: Store, run: Run, definition: Screen) -> Iterator[Hold]:
         finally:
             hold.over.set()
             with suppress(DatabaseError):  # it is told as why the work ended
-                events.tell(run, state, reason, store.runs.account(run.id))
+                events.emit_end(run, state, reason, store.runs.account(run.id))
             recorder.current().end(state, reason)
             if as_before:
                 store.runs.put_back(before, attempt=hold.attempt)

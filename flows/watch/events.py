@@ -53,7 +53,7 @@ def events_of(
         yield ERRORS, f"{account.failed:,} of {account.candidates:,} candidates failed"
 
 
-def tell(run: Run, state: RunState, reason: str | None, account: Account) -> None:
+def emit_end(run: Run, state: RunState, reason: str | None, account: Account) -> None:
     """Tell Prefect how the work on a run ended, where a person may want to hear of it."""
     settings = Settings()
     limits = Limits(settings.alert_review, settings.alert_errors)
