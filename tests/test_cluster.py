@@ -17,6 +17,7 @@ from db.query import ask
 from tiers.cluster import Worker, described
 from tiers.placing import open_tier
 from tiers.screenfile.tiers import PythonTier
+from tiers.screenfile.trust import TRUSTED_FOLDERS
 from tiers.tier import Job
 from tiers.types import Candidate, TierError
 
@@ -44,7 +45,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def machines(cluster: Any) -> list[Any]:
-    return [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
+    return [added(cluster) for _ in range(2)]
+
+
+def added(cluster: Any) -> Any:
+    """A machine, whose environment trusts nobody's screens."""
+    was = os.environ.pop(TRUSTED_FOLDERS)
+    try:
+        return cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    finally:
+        os.environ[TRUSTED_FOLDERS] = was
 
 
 def job(address: str, path: str = "tests.own_tiers:Steady", **more: Any) -> Job:
@@ -154,7 +164,7 @@ def test_a_machine_and_a_worker_killed_in_the_middle_lose_and_double_nothing(
     time.sleep(1)
     for worker in workers_of(cluster)[:1]:
         os.kill(worker.pid, signal.SIGKILL)
-    cluster.add_node(num_cpus=1, object_store_memory=80_000_000)  # joins later, and is used
+    added(cluster)  # joins later, and is used
     out, err = screened.communicate(timeout=240)
     assert screened.returncode == 0, (out, err)
     rows = ask(

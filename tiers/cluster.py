@@ -25,7 +25,7 @@ from typing import Any
 
 from tiers.host import HostedTier
 from tiers.opening import identity
-from tiers.screenfile.tiers import WorkersSection
+from tiers.screenfile.tiers import PythonTier, WorkersSection
 from tiers.tier import Job
 from tiers.types import Candidate, Judgement, MissingExtra, TierError
 
@@ -111,9 +111,13 @@ class RayTier:
 
     def __init__(self, job: Job, workers: WorkersSection) -> None:
         self._ray, self._ours = _connected(workers.ray, job.config.name)
-        self._job, self._workers = job, workers
+        self._workers = workers
         self._name = job.config.name
         self._expected = described(job)
+        if isinstance(job.config, PythonTier):
+            # Described, so it may run here; what the reader of the screen said holds everywhere.
+            job = job._replace(config=job.config.allowing_code())
+        self._job = job
         self._blocks: dict[Any, _Block] = {}
         self._waiting: deque[Candidate] = deque()
         """Read, and with no worker."""
