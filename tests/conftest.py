@@ -25,6 +25,7 @@ from flows.run import judging
 from tiers.opening import open_backend
 from tiers.screenfile.trust import EVERYWHERE, TRUSTED_FOLDERS
 
+from .forks import Forks
 from .project import Project
 
 collect_ignore = ["vllm"]  # has an environment of its own: make test-vllm
@@ -244,6 +245,17 @@ def start_prefect(shared: Path) -> None:
     (shared / "prefect.url").write_text(url)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks | None]:
+    """Where commands are forked from; none on macOS, whose libraries do not survive a fork."""
+    if sys.platform == "darwin":
+        yield None
+        return
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
-def project(tmp_path: Path, prefect_url: str) -> Project:
-    return Project(tmp_path, prefect_url)
+def project(tmp_path: Path, prefect_url: str, forks: Forks | None) -> Project:
+    return Project(tmp_path, prefect_url, forks)

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from flows.run.screening import screen_candidates
+from tests.forks import Forked, Forks
 from tiers.policy import Policy
 from tiers.screenfile.file import Screen
 
 HERE = Path(__file__).parent
+Process = subprocess.Popen[str] | Forked
 
 
 class Project:
     """Runs `tamis` in a folder of its own, with its own database, on the session's Prefect server."""
 
-    def __init__(self, folder: Path, prefect_url: str) -> None:
+    def __init__(self, folder: Path, prefect_url: str, forks: Forks | None = None) -> None:
+        self._forks = forks
         self.folder = folder
         self.database = f"sqlite:///{folder}/tamis.db"
         self.env = {
@@ -34,7 +37,9 @@ class Project:
     def write(self, *tiers: str, count: int = 500, name: str = "screen.yaml") -> None:
         write(self.folder, *tiers, count=count, name=name)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> Process:
+        if self._forks is not None:
+            return self._forks.start(arguments, self.folder, self.env)
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", *arguments],
             cwd=self.folder, env=self.env, text=True, start_new_session=True,
@@ -44,7 +49,7 @@ class Project:
     def tamis(self, *arguments: str) -> tuple[int, str, str]:
         process = self.start(*arguments)
         out, err = process.communicate(timeout=240)
-        return process.returncode, out, err
+        return process.wait(), out, err
 
     def run(self, *arguments: str, database: str | None = None) -> tuple[int, dict[str, Any], str]:
         code, out, err = self.tamis(

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from tiers.tier import Job
 from tiers.types import Candidate, TierError
 
 from .own_tiers import score_of
-from .project import Project
+from .project import Process, Project
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not here: make test-ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray leaves files of its own open
@@ -131,7 +130,7 @@ def test_a_silent_worker_is_replaced(cluster: Any, machines: list[Any], tmp_path
 
 
 @pytest.fixture
-def screened(project: Project, cluster: Any) -> Iterator[subprocess.Popen[str]]:
+def screened(project: Project, cluster: Any) -> Iterator[Process]:
     """A run at work on the cluster."""
     file = project.folder / "screen.yaml"
     paid = project.folder / "paid"
@@ -158,7 +157,7 @@ def screened(project: Project, cluster: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_machine_and_a_worker_killed_in_the_middle_lose_and_double_nothing(
-    project: Project, cluster: Any, machines: list[Any], screened: subprocess.Popen[str]
+    project: Project, cluster: Any, machines: list[Any], screened: Process
 ) -> None:
     cluster.remove_node(machines[0], allow_graceful=False)
     time.sleep(1)
@@ -177,7 +176,7 @@ def test_a_machine_and_a_worker_killed_in_the_middle_lose_and_double_nothing(
 
 
 def test_a_run_on_a_cluster_ends_on_sigterm_and_goes_on(
-    project: Project, cluster: Any, machines: list[Any], screened: subprocess.Popen[str]
+    project: Project, cluster: Any, machines: list[Any], screened: Process
 ) -> None:
     screened.send_signal(signal.SIGTERM)
     screened.communicate(timeout=60)

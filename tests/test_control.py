@@ -18,7 +18,7 @@ from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import HttpTier
 
 from .openai_server import ModelServer
-from .project import Project
+from .project import Process, Project
 from .test_prefect import flow_run, judged, named, until
 from .test_remote_run import ACCEPT, PRICE, http
 from .test_run import tier
@@ -30,7 +30,7 @@ def slow(project: Project, seconds: float = 0.005) -> str:
     return tier("only", "accept_above: 0.5", options=f"seconds: {seconds}, paid: {paid}")
 
 
-def begun(project: Project, *extra: str) -> subprocess.Popen[str]:
+def begun(project: Project, *extra: str) -> Process:
     return project.start(
         "run", "screen.yaml", "--key", "one", "--database", project.database, *extra
     )

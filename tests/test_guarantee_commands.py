@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .project import Project
+from .project import Process, Project
 from .test_calibrate import PROMISE, paid, write
 
 
@@ -130,7 +129,7 @@ def test_a_broken_promise_ends_with_code_4(project: Project, prefect_url: str) -
     assert (code, "write --plot scores.svg" in err) == (2, True)
 
 
-def answer(prefect_url: str, process: subprocess.Popen[str], **form: object) -> None:
+def answer(prefect_url: str, process: Process, **form: object) -> None:
     """What a person does in the Prefect UI: finds the paused run, and fills in its form."""
     paused: list[dict[str, str]] = []
     while process.poll() is None and not paused:

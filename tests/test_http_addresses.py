@@ -1,7 +1,6 @@
 """Servers by list: who is away is told, addresses are changed while a run works, all are judged once."""
 
 import json
-import subprocess
 from collections import Counter
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +14,7 @@ from tiers.screenfile.file import Screen
 from tiers.types import Health, Judgement, TierError
 
 from .openai_server import ModelServer
-from .project import Project
+from .project import Process, Project
 from .test_http import all_right, candidates, tier
 from .test_prefect import asked, until
 from .test_store import ingested, rows, waiting
@@ -36,7 +35,7 @@ def write(project: Project, urls: list[str], count: int) -> None:
     (project.folder / "in.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def begin(project: Project) -> "subprocess.Popen[str]":
+def begin(project: Project) -> Process:
     return project.start("run", "screen.yaml", "--key", "one", "--database", project.database)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from .project import Project
+from .project import Process, Project
 from .test_prefect import asked, deployment, fired, until
 from .test_run import tier
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
-def serving(project: Project, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def serving(project: Project, *arguments: str) -> Iterator[Process]:
     """A process that serves, until it is ended with SIGTERM."""
     process = project.start("serve", *arguments, "--database", project.database)
     try:
