@@ -79,7 +79,7 @@ def _values(weight: Weight, shape: Shape, stored: gguf.GGMLQuantizationType) -> 
     if weight.gain is None:
         ones = np.ones(weight.columns, np.float32)
         if weight.name == "output_norm.weight":
-            ones[0] = 1.5 * (shape.layers + 1) ** 0.5 * shape.width**0.5
+            ones[0] = 2.0 * (shape.layers + 1) ** 0.5 * shape.width**0.5
         return ones
     scale = weight.gain / weight.columns**0.5
     # Layers that were all alike would add up, and drown the first dimension.
