@@ -294,8 +294,8 @@ def _architecture() -> str:
 
 def _cublas() -> list[Path]:
     """NVIDIA's library as Python packages bring it, unless the toolkit has it."""
-    toolkit = Path(_tool("nvcc")).resolve().parent.parent
-    if list(toolkit.glob("**/libcublas.so")):
+    compiler = Path(_tool("nvcc"))
+    if not compiler.exists() or list(compiler.resolve().parent.parent.glob("**/libcublas.so")):
         return []
     found = [
         sorted(Path(folder).glob(f"nvidia/*/lib/{name}.so.*"))
@@ -308,7 +308,8 @@ def _cublas() -> list[Path]:
 
 def _tool(name: str) -> str:
     """Where a program is: on the path, beside this Python, or in CUDA's folder."""
-    beside = [str(Path(sys.executable).parent), "/usr/local/cuda/bin"]
+    cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    beside = [str(Path(sys.executable).parent), f"{cuda}/bin"]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(beside)) or name
 
 
@@ -350,7 +351,10 @@ def cascade_parts(bench: Bench) -> Parts:
 
 
 def vllm_parts(bench: Bench) -> Parts:
-    yield "dummy weights", _module("vllm", *bench.way.gpu)
+    sizes = "--candidates 16 --shared 60 --own 30 --written 10"
+    if not bench.rehearse:
+        sizes = "--candidates 512 --shared 2400 --own 600 --written 150"
+    yield "gemma-2-2b", _module("vllm", *sizes.split(), *bench.way.gpu)
 
 
 PARTS: dict[str, Any] = {
