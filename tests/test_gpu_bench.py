@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import REAL, REHEARSED, SOURCES, Bench, cascade_parts, model_parts, tier_parts
+from bench.gpu import REAL, REHEARSED, Bench, cascade_parts, model_parts, tier_parts
+from bench.gpu_build import SOURCES
 
 
 @pytest.fixture
