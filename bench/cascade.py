@@ -111,7 +111,7 @@ def report(runs: list[dict[str, Any]], shared: int, own: int) -> None:
     )  # fmt: skip
     print(
         f"{start:.1f} s for a run and {1e3 * each:.2f} ms for a candidate: "
-        f"{ALL:,} take {minutes:.1f} minutes"
+        f"{ALL:,} take {'at most ' if len(runs) == 1 else ''}{minutes:.1f} minutes"
     )
     finish(
         "cascade",

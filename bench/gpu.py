@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -113,7 +114,7 @@ class Bench:
             error = self._wait(command, log)
             log.seek(start)
             said = log.read().splitlines()
-        ended = {"step": step, "part": name, "seconds": round(time.monotonic() - began, 1)}
+        ended = {"step": step, "part": name, "part_seconds": round(time.monotonic() - began, 1)}
         if error is not None:
             last = next((line for line in reversed(said) if line.strip()), "said nothing")
             ended["error"] = f"{error}: {last.strip()}"
@@ -208,7 +209,7 @@ def tier_parts(bench: Bench) -> Parts:
 
 def cascade_parts(bench: Bench) -> Parts:
     models = [bench.model(name) for name in bench.way.models]
-    minutes = 0.5 if bench.rehearse else 0.85 * bench.left / 60
+    minutes = 1.5 if bench.rehearse else 0.85 * bench.left / 60
     yield (
         " > ".join(bench.way.models),
         _module(
@@ -218,10 +219,12 @@ def cascade_parts(bench: Bench) -> Parts:
 
 
 def vllm_parts(bench: Bench) -> Parts:
-    sizes = "--candidates 16 --shared 60 --own 30 --written 10"
-    if not bench.rehearse:
-        sizes = "--candidates 512 --shared 2400 --own 600 --written 150"
-    yield "gemma-2-2b", _module("vllm", *sizes.split(), *bench.way.gpu)
+    yield "import", [sys.executable, "-c", "import vllm"]
+    if find_spec("vllm"):
+        sizes = "--candidates 16 --shared 60 --own 30 --written 10"
+        if not bench.rehearse:
+            sizes = "--candidates 512 --shared 2400 --own 600 --written 150"
+        yield "gemma-2-2b", _module("vllm", *sizes.split(), *bench.way.gpu)
 
 
 PARTS: dict[str, Callable[[Bench], Parts]] = {
