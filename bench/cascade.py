@@ -73,9 +73,11 @@ def run(folder: Path, section: dict[str, Any], words: Any, count: int, own: int)
     home = folder / str(count)
     home.mkdir()
     rng = np.random.default_rng(count)
+    sample = text_of(words, own, rng).split()
     with (home / "candidates.jsonl").open("w") as file:
-        for number in range(count):
-            file.write(json.dumps({"id": number, "text": text_of(words, own, rng)}) + "\n")
+        for number in range(count):  # other orders of the same words are as many tokens
+            text = " ".join(rng.permutation(sample))
+            file.write(json.dumps({"id": number, "text": text}) + "\n")
     (home / "screen.yaml").write_text(yaml.safe_dump(section))
     here = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))

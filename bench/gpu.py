@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from bench.gpu_build import configure, cublas, tool, unpack
 
@@ -71,8 +71,11 @@ def main() -> None:
     options = arguments.parse_args()
     bench = Bench(options.work, options.out, 60 * options.minutes, rehearse=options.rehearse)
     for step in options.steps:
-        for part in PARTS[step](bench):
-            bench.run(step, *part)
+        try:
+            for part in PARTS[step](bench):
+                bench.run(step, *part)
+        except OSError as error:
+            bench.keep([{"step": step, "error": str(error)}])
     bench.compare()
 
 
@@ -114,15 +117,22 @@ class Bench:
             error = self._wait(command, log)
             log.seek(start)
             said = log.read().splitlines()
-        ended = {"step": step, "part": name, "part_seconds": round(time.monotonic() - began, 1)}
+        ended: dict[str, Any] = {
+            "step": step,
+            "part": name,
+            "part_seconds": round(time.monotonic() - began, 1),
+        }
         if error is not None:
             last = next((line for line in reversed(said) if line.strip()), "said nothing")
             ended["error"] = f"{error}: {last.strip()}"
         found = [json.loads(line) for line in said if line.startswith('{"bench"')]
-        lines = [json.dumps(ended | figures) for figures in found or [{}]]
+        self.keep([ended | figures for figures in found or [{}]])
+
+    def keep(self, lines: list[dict[str, Any]]) -> None:
+        text = "\n".join(json.dumps(line) for line in lines)
         with (self._out / "gpu.jsonl").open("a") as kept:
-            kept.writelines(f"{line}\n" for line in lines)
-        print("\n".join(lines), flush=True)
+            kept.write(f"{text}\n")
+        print(text, flush=True)
 
     def _wait(self, command: Sequence[str], log: IO[str]) -> str | None:
         """None, or why the part did not end well."""

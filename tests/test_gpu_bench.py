@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import REAL, REHEARSED, Bench, cascade_parts, model_parts, tier_parts
+from bench.gpu import REAL, REHEARSED, Bench, cascade_parts, main, model_parts, tier_parts
 from bench.gpu_build import SOURCES
+from bench.large_model import FILE_TYPES, write_large
+from tests.gguf_models import SHAPES
+from tiers.backends.llama.tier import Llama
+from tiers.screenfile.tiers import LlamaTier
+from tiers.tier import Job
+from tiers.types import Candidate
 
 
 @pytest.fixture
@@ -53,6 +59,19 @@ def test_a_part_that_is_cut_keeps_what_it_found(tmp_path):
     assert "the time was over" in line["error"]
 
 
+def test_a_step_whose_files_did_not_travel_says_so_and_the_next_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "sys.argv", ["gpu", "build", "vllm", "--out", "out", "--work", "work", "--rehearse"]
+    )
+    main()
+    first, *rest = kept(tmp_path)
+    assert ".gpu/llama.tar.xz" in first["error"]
+    assert {line["step"] for line in rest} == {"vllm"}
+
+
 def test_goals_stand_beside_what_was_measured(bench, tmp_path, capsys):
     figures = {
         "bench": "local_tier",
@@ -94,3 +113,17 @@ def test_the_tier_and_the_cascade_ask_for_models_that_were_written(bench, way):
 )
 def test_only_sources_of_the_libraries_travel(path, travels):
     assert bool(SOURCES.fullmatch(f"llama_cpp_python-1/{path}")) is travels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FILE_TYPES)
+@pytest.mark.parametrize("shape", ["gemma-small", "gemma-large"])
+def test_a_random_model_answers_so_that_a_run_goes_through_it(tmp_path, shape, kind):
+    path = tmp_path / "model.gguf"
+    write_large(path, SHAPES[shape], kind)
+    section = {"name": "large", "backend": "llama", "model": str(path), "threads": 1}
+    tier = Llama(Job("anything", LlamaTier.model_validate(section)))
+    judged = list(tier.judge(Candidate(i, f"import {'value ' * i}") for i in range(6)))
+    tier.close()
+    assert all((judgement.mass or 0) > 0.9 for judgement in judged)
+    assert len({judgement.score for judgement in judged}) == len(judged)
