@@ -4,6 +4,8 @@ python -m bench.local_tier [--rounds 3] [--model FILE] [--gpu]
 
 A random model of about 100 M parameters is made on the spot. All variants take the same candidates
 in turn, round after round, in one process with one thread, so that other load hits all alike.
+With --gpu all layers are on the card, time is wall time, and the pace is held against what the
+card does in a product of two large matrices.
 """
 
 import argparse
@@ -43,6 +45,8 @@ WORDS = [
     "class",
     "self",
 ]
+MOST_WORDS = 100_000
+"""Vocabulary up to which high-level logprobs are measured: they keep all words at all tokens."""
 LAYOUT = "{{ rubric }}\n{{ candidate }}\nanswer:"
 
 
@@ -52,6 +56,27 @@ class Load(NamedTuple):
     shared: int = 400
     own: int = 100
     written: int = 50
+
+
+class Place(NamedTuple):
+    """Where the model is evaluated, and how many tokens a call takes; None for the tier's own."""
+
+    gpu: bool
+    batch_tokens: int | None = None
+
+    @property
+    def llama(self) -> dict[str, Any]:
+        """Settings of llama-cpp-python's own interface."""
+        if self.gpu:
+            size = self.batch_tokens or 2048  # its 512 would leave the card idle
+            return {"n_gpu_layers": -1, "n_batch": size, "n_ubatch": size}
+        return {"n_threads": 1, "n_threads_batch": 1}
+
+    @property
+    def tier(self) -> dict[str, Any]:
+        """Settings of the tier."""
+        way = {"n_gpu_layers": -1} if self.gpu else {"threads": 1}
+        return way | {"batch_tokens": self.batch_tokens}
 
 
 class Variant(NamedTuple):
@@ -68,11 +93,14 @@ def main() -> None:
     arguments.add_argument("--gpu", action="store_true", help="all layers on the GPU; wall time")
     arguments.add_argument("--shape", default="llama-100m", help="of the random model")
     arguments.add_argument("--tokens", default="400,100,50", help="shared, own and written")
+    arguments.add_argument("--batch-tokens", type=int, help="of one call")
+    arguments.add_argument("--only", default="", help="how the variants wanted begin: tamis,raw")
     options = arguments.parse_args()
     load = Load(*map(int, options.tokens.split(",")))
+    only = (*options.only.split(","), "tamis") if options.only else ("",)
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or random_model(Path(folder), options.shape)
-        measure(model, load, options.rounds, gpu=options.gpu)
+        measure(model, load, options.rounds, Place(options.gpu, options.batch_tokens), only)
 
 
 def random_model(folder: Path, shape: str) -> Path:
@@ -88,25 +116,25 @@ def random_model(folder: Path, shape: str) -> Path:
     return small
 
 
-def measure(model: Path, load: Load, rounds: int, *, gpu: bool) -> None:
+def measure(model: Path, load: Load, rounds: int, place: Place, only: tuple[str, ...]) -> None:
     """Time all variants in turn and print how they compare."""
-    layers = -1 if gpu else 0
-    config = {"name": "bench", "backend": "llama", "model": str(model), "threads": 1}
-    settings = config | {"prompt": LAYOUT, "n_gpu_layers": layers, "chat": False}
-    tier = Llama(Job(_rubric(model, load), LlamaTier.model_validate(settings)))
+    config = {"name": "bench", "backend": "llama", "model": str(model), "prompt": LAYOUT}
+    settings = config | {"chat": False} | place.tier
+    words = llama_cpp.Llama(str(model), vocab_only=True, verbose=False)
+    rubric = text_of(words, load.shared - 4, np.random.default_rng(1))
+    tier = Llama(Job(rubric, LlamaTier.model_validate(settings)))
     texts, prompts = zip(*_candidates(tier, load), strict=True)
-    clock = time.perf_counter if gpu else time.process_time
-    variants = [
-        Variant(
-            "completion, no prefix reuse", _completion(model, prompts, layers, load, reset=True)
-        ),
-        Variant("completion, its own prefix reuse", _completion(model, prompts, layers, load)),
-        Variant(
-            "one position, high-level logprobs", _high_level_position(model, prompts, layers, load)
-        ),
-        Variant("tamis", _tamis(tier, texts)),
-        Variant("raw llama_decode, unique tokens", _raw(tier, load)),
-    ]
+    clock = time.perf_counter if place.gpu else time.process_time
+    ways: dict[str, Callable[[], Callable[[], float]]] = {
+        "completion, no prefix reuse": lambda: _completion(model, prompts, place, load, reset=True),
+        "completion, its own prefix reuse": lambda: _completion(model, prompts, place, load),
+        "one position, high-level logprobs": lambda: _high_level(model, prompts, place, load),
+        "tamis": lambda: _tamis(tier, texts),
+        "raw llama_decode, unique tokens": lambda: _raw(tier, load),
+    }
+    if tier._model.size > MOST_WORDS:
+        del ways["one position, high-level logprobs"]
+    variants = [Variant(name, way()) for name, way in ways.items() if name.startswith(only)]
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for number in range(rounds + 1):
         for variant in variants:
@@ -114,13 +142,13 @@ def measure(model: Path, load: Load, rounds: int, *, gpu: bool) -> None:
             done = variant.work()
             if number:  # the first round warms up
                 seconds[variant.name].append((clock() - began) / done)
-    _report(seconds, tier, load, gpu=gpu)
+    _report(seconds, tier, load, place)
     tier.close()
 
 
-def _report(seconds: dict[str, list[float]], tier: Llama, load: Load, *, gpu: bool) -> None:
+def _report(seconds: dict[str, list[float]], tier: Llama, load: Load, place: Place) -> None:
     ours = seconds["tamis"]
-    unit = "wall" if gpu else "CPU"
+    unit = "wall" if place.gpu else "CPU"
     rows = [
         (name, 1e3 * statistics.median(each), 1 / statistics.median(each),
          statistics.median(other / own for other, own in zip(each, ours, strict=True)))
@@ -128,28 +156,58 @@ def _report(seconds: dict[str, list[float]], tier: Llama, load: Load, *, gpu: bo
     ]  # fmt: skip
     print(machine())
     table(["variant", f"{unit} ms/candidate", f"candidates/{unit} s", "tamis is faster by"], rows)
-    ratio = tier.rates["prefill"] / tier.rates["decode"]
+    # The engine's own figure, but for a GPU, whose first calls are no measure of the others.
+    rates = tier._engine.measure() if place.gpu else tier.rates
+    prefill = load.own / statistics.median(ours) if place.gpu else rates["prefill"]
+    ratio = prefill / rates["decode"]
     reuse, naive = (
         1 + load.written / load.own * ratio,
         1 + load.shared / load.own + load.written / load.own * ratio,
     )
     print(
-        f"R = prefill:decode = {tier.rates['prefill']:,.0f}:{tier.rates['decode']:,.0f} = {ratio:.1f};"
+        f"R = prefill:decode = {prefill:,.0f}:{rates['decode']:,.0f} = {ratio:.1f};"
         f" the formula predicts {naive:.1f} : {reuse:.1f} : 1"
     )
-    finish(
-        "local_tier",
-        {"ms": {row[0]: row[1] for row in rows}, "faster": {r[0]: r[3] for r in rows}, "R": ratio},
-    )
+    figures = {"ms": {row[0]: row[1] for row in rows}, "faster": {r[0]: r[3] for r in rows}}
+    rest = {"R": ratio, "prefill": prefill, "decode": rates["decode"]}
+    about = {"load": load._asdict(), "batch_tokens": tier._engine._batch_size}
+    finish("local_tier", {**about, **figures, **rest, **_work_done(tier, prefill, place)})
 
 
-def _rubric(model: Path, load: Load) -> str:
-    """Text of as many tokens as the bench shares."""
-    llm = llama_cpp.Llama(str(model), vocab_only=True, verbose=False)
-    rng = np.random.default_rng(1)
-    text = " ".join(rng.choice(WORDS, 2 * load.shared))
-    tokens = llm.tokenize(text.encode(), add_bos=False)[: load.shared - 4]
-    return str(llm.detokenize(tokens).decode())
+def _work_done(tier: Llama, prefill: float, place: Place) -> dict[str, float]:
+    """Operations a second, two for each weight and token; attention and embeddings left out."""
+    pointer = tier._model.pointer
+    weights = C.llama_model_n_params(pointer) - tier._model.size * C.llama_model_n_embd(pointer)
+    done = 2 * weights * prefill / 1e12
+    peak = _card_peak() if place.gpu else None
+    if peak is None:
+        return {"tflops": done}
+    print(f"{done:,.0f} of {peak:,.0f} TFLOP/s, a share of {done / peak:.2f}")
+    return {"tflops": done, "peak_tflops": peak, "share_of_peak": done / peak}
+
+
+def _card_peak() -> float | None:
+    """TFLOP/s of a product of two random matrices in bf16 by PyTorch; None without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    size, count = 8192, 10
+    left, right = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16)
+    for number in range(count + 3):
+        if number == 3:  # those before warm up
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+        left @ right
+    torch.cuda.synchronize()
+    return float(2 * size**3 * count / (time.perf_counter() - began) / 1e12)
+
+
+def text_of(words: Any, count: int, rng: np.random.Generator) -> str:
+    """Text of so many tokens; `words` is a model of llama-cpp-python's own interface."""
+    text = " ".join(rng.choice(WORDS, 2 * count))
+    tokens = words.tokenize(text.encode(), add_bos=False)[:count]
+    return str(words.detokenize(tokens).decode())
 
 
 def _candidates(tier: Llama, load: Load) -> list[tuple[str, list[int]]]:
@@ -166,16 +224,14 @@ def _candidates(tier: Llama, load: Load) -> list[tuple[str, list[int]]]:
 
 
 def _completion(
-    model: Path, prompts: Sequence[list[int]], layers: int, load: Load, *, reset: bool = False
+    model: Path, prompts: Sequence[list[int]], place: Place, load: Load, *, reset: bool = False
 ) -> Callable[[], float]:
     llm = llama_cpp.Llama(
         str(model),
         n_ctx=sum(load) + 64,
-        n_threads=1,
-        n_threads_batch=1,
         verbose=False,
-        n_gpu_layers=layers,
         flash_attn=True,
+        **place.llama,
     )
     turn = iter(range(10**9))
 
@@ -197,18 +253,16 @@ def _end(llm: Any) -> int:
     return int(llm.token_eos())
 
 
-def _high_level_position(
-    model: Path, prompts: Sequence[list[int]], layers: int, load: Load
+def _high_level(
+    model: Path, prompts: Sequence[list[int]], place: Place, load: Load
 ) -> Callable[[], float]:
     llm = llama_cpp.Llama(
         str(model),
         n_ctx=sum(load) + 64,
-        n_threads=1,
-        n_threads_batch=1,
         logits_all=True,
         verbose=False,
-        n_gpu_layers=layers,
         flash_attn=True,
+        **place.llama,
     )
     turn = iter(range(10**9))
 

@@ -1,10 +1,11 @@
 """Candidates per CPU second with vLLM: one token or a reply, in process or by a server.
 
-python -m bench.vllm [--candidates 16] [--shared 800] [--own 200] [--written 100]
+python -m bench.vllm [--candidates 16] [--shared 800] [--own 200] [--written 100] [--gpu]
 
 Runs where vLLM is installed, on a processor (`make test-vllm` makes such an environment). A random
 model of about 30 M parameters is made on the spot. Counted is the CPU time of all processes that
-work for a row, engine, server and client, after a warm-up and without the start.
+work for a row, engine, server and client, after a warm-up and without the start. With --gpu it is
+a gemma of 2 B parameters whose weights vLLM makes up, in process alone, and wall time.
 """
 
 import argparse
@@ -27,9 +28,10 @@ from typing import Any, NamedTuple
 import aiohttp
 import numpy as np
 import psutil
+from transformers import Gemma2Config
 
 from bench.common import finish, machine, table
-from tests.vllm.tiny import write_model
+from tests.vllm.tiny import tokenizer, write_model
 from tiers.opening import open_backend
 from tiers.screenfile.tiers import HttpTier, VllmTier
 from tiers.tier import Job
@@ -46,6 +48,7 @@ QUIET = {
 }
 
 OPTIONS = {"enforce_eager": True, "dtype": "float32"}  # bf16 is emulated on many processors
+GPU_OPTIONS = {"load_format": "dummy", "dtype": "bfloat16"}
 
 
 class Load(NamedTuple):
@@ -70,17 +73,34 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     for name, default in Load(16, 800, 200, 100)._asdict().items():
         arguments.add_argument(f"--{name}", type=int, default=default)
-    load = Load(**vars(arguments.parse_args()))
+    arguments.add_argument("--gpu", action="store_true")
+    options = vars(arguments.parse_args())
+    gpu = options.pop("gpu")
+    load = Load(**options)
     os.environ |= QUIET
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
+        if gpu:
+            gemma = str(write_gemma(Path(folder) / "model"))
+            for caching in (True, False):
+                seconds |= _in_a_child(offline, gemma, load, caching, gpu)
+            report(seconds, load, "a gemma of 2 B parameters, bfloat16", "wall")
+            return
         model = write_model(Path(folder) / "model", width=512, layers=8, feed_forward=1536)
         for caching in (True, False):
             seconds |= _in_a_child(offline, str(model), load, caching)
             print(seconds, file=sys.stderr)
         with served(model) as (url, server):
             seconds |= over_http(url, server, load)
-    report(seconds, load)
+    report(seconds, load, "a random llama of 30 M parameters, float32", "CPU")
+
+
+def write_gemma(folder: Path) -> Path:
+    """The configuration of gemma-2-2b with a small tokenizer, and no weights."""
+    config = Gemma2Config(architectures=["Gemma2ForCausalLM"], vocab_size=256_000)
+    config.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def _in_a_child(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
@@ -89,21 +109,22 @@ def _in_a_child(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[
         return pool.apply(work, arguments)
 
 
-def offline(model: str, load: Load, caching: bool) -> dict[str, float]:
-    """CPU seconds a candidate of the tier in this process, and of vLLM alone writing."""
-    job = Job(load.rubric, VllmTier.model_validate(_section(model, caching)))
+def offline(model: str, load: Load, caching: bool, gpu: bool = False) -> dict[str, float]:
+    """Seconds a candidate of the tier in this process, and of vLLM alone writing."""
+    job = Job(load.rubric, VllmTier.model_validate(_section(model, caching, gpu)))
+    clock = time.perf_counter if gpu else time.process_time
     tier: Any = open_backend(job)
     with closing(tier):
         list(tier.judge(load.texts(0)[:4]))
-        began = time.process_time()
+        began = clock()
         judged = list(tier.judge(load.texts(1)))
-        scored = (time.process_time() - began) / load.candidates
+        scored = (clock() - began) / load.candidates
         assert all(judgement.score is not None for judgement in judged)
         if not caching:
             return {"in process, one token, no prefix cache": scored}
-        began = time.process_time()
+        began = clock()
         write_offline(tier, load)
-        written = (time.process_time() - began) / load.candidates
+        written = (clock() - began) / load.candidates
     return {
         "in process, one token": scored,
         f"in process, {load.written} tokens": written,
@@ -119,8 +140,9 @@ def write_offline(tier: Any, load: Load) -> None:
     tier._engine._model.generate(prompts, longest, use_tqdm=False)
 
 
-def _section(model: str, caching: bool) -> dict[str, Any]:
-    options = {"enable_prefix_caching": caching, "max_model_len": 4096, **OPTIONS}
+def _section(model: str, caching: bool, gpu: bool) -> dict[str, Any]:
+    chosen = GPU_OPTIONS if gpu else OPTIONS
+    options = {"enable_prefix_caching": caching, "max_model_len": 4096, **chosen}
     return {"name": "bench", "backend": "vllm", "model": model, "options": options}
 
 
@@ -193,18 +215,17 @@ def _cpu(server: psutil.Process) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in family)
 
 
-def report(seconds: dict[str, float], load: Load) -> None:
+def report(seconds: dict[str, float], load: Load, model: str, unit: str) -> None:
     base = seconds["in process, one token"]
     print(machine())
     print(
-        f"{load.candidates} candidates, {load.shared} shared and {load.own} own words each, "
-        "a random llama of 30 M parameters, float32"
+        f"{load.candidates} candidates, {load.shared} shared and {load.own} own words each, {model}"
     )
     table(
-        ["way", "CPU ms/candidate", "candidates/CPU s", "dearer by"],
+        ["way", f"{unit} ms/candidate", f"candidates/{unit} s", "dearer by"],
         [(name, 1e3 * each, 1 / each, each / base) for name, each in seconds.items()],
     )
-    finish("vllm", {"load": load._asdict(), "cpu_seconds": seconds})
+    finish("vllm", {"load": load._asdict(), f"{unit.lower()}_seconds": seconds})
 
 
 if __name__ == "__main__":

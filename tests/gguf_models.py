@@ -6,6 +6,7 @@ The tokenizer is trained on the standard library's own source text.
 import io
 import sys
 import sysconfig
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,21 @@ class Shape(NamedTuple):
     feed_forward: int = 384
     vocabulary: int = 4000
     window: int = 64
+    head: int | None = None
+    """Numbers of one head; None for width / heads."""
+
+    @property
+    def head_size(self) -> int:
+        return self.head or self.width // self.heads
+
+
+class Weight(NamedTuple):
+    """A tensor to draw: (rows, columns); without a gain, a norm's ones of (columns,)."""
+
+    name: str
+    rows: int
+    columns: int
+    gain: float | None = 1.0
 
 
 SHAPES = {
@@ -43,11 +59,20 @@ SHAPES = {
     "llama-1500m": Shape(
         "llama", width=2048, layers=24, heads=16, kv_heads=8, feed_forward=8192, vocabulary=32000
     ),
+    "gemma-2-2b": Shape("gemma2", 2304, 26, 8, 4, 9216, 256_000, window=4096, head=256),
+    "gemma-2-9b": Shape("gemma2", 3584, 42, 16, 8, 14336, 256_000, window=4096, head=256),
+    "gemma-3-12b": Shape("gemma3", 3840, 48, 16, 8, 15360, 262_144, window=1024, head=256),
+    "gemma-small": Shape("gemma2", 256, 4, 4, 2, 768, 8000),
+    "gemma-medium": Shape("gemma2", 512, 4, 4, 2, 1536, 8000),
+    "gemma-large": Shape("gemma3", 512, 8, 4, 2, 1536, 8000),
 }
+
+MOST_TRAINED = 32_000
+"""Pieces that the tokenizer is trained for; a larger vocabulary ends in pieces that no text has."""
 
 
 @cache
-def _vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
+def _vocabulary(size: int) -> tuple[list[bytes], list[float], list[gguf.TokenType]]:
     lines: list[str] = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         text = path.read_text("utf-8", "ignore")
@@ -56,7 +81,7 @@ def _vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines[:60_000]),
         model_writer=model,
-        vocab_size=size,
+        vocab_size=min(size, MOST_TRAINED),
         model_type="bpe",
         byte_fallback=True,
         hard_vocab_limit=False,
@@ -68,9 +93,11 @@ def _vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     kinds = gguf.TokenType
     count = pieces.get_piece_size()
+    unused = size - count if size > MOST_TRAINED else 0
     return (
-        [pieces.id_to_piece(i).encode() for i in range(count)],
-        [pieces.get_score(i) for i in range(count)],
+        [pieces.id_to_piece(i).encode() for i in range(count)]
+        + [f"<unused{i}>".encode() for i in range(unused)],
+        [pieces.get_score(i) for i in range(count)] + [-1e6] * unused,
         [
             kinds.UNKNOWN
             if pieces.is_unknown(i)
@@ -80,17 +107,35 @@ def _vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
             if pieces.is_byte(i)
             else kinds.NORMAL
             for i in range(count)
-        ],
+        ]
+        + [kinds.UNUSED] * unused,
     )
 
 
 def write_model(path: Path, shape: Shape, *, seed: int = 0, wide: bool = False) -> Path:
     """Write a model with random weights: F16, or F32 where `wide`."""
+    rng = np.random.default_rng(seed)
+    dtype = np.float32 if wide else np.float16
+    writer = writer_of(path, shape, 0 if wide else 1)
+    for name, rows, columns, gain in weights_of(shape):
+        if gain is None:
+            writer.add_tensor(name, np.ones(columns, np.float32))
+        else:
+            values = rng.standard_normal((rows, columns), dtype=np.float32)
+            writer.add_tensor(name, (values * np.float32(gain / columns**0.5)).astype(dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def writer_of(path: Path, shape: Shape, file_type: int) -> gguf.GGUFWriter:
+    """A file with all but its weights: what the architecture is told, and the tokenizer."""
     tokens, scores, kinds = _vocabulary(shape.vocabulary)
-    head = shape.width // shape.heads
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_name(path.stem)
-    writer.add_file_type(0 if wide else 1)
+    writer.add_file_type(file_type)
     writer.add_context_length(8192)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -98,11 +143,11 @@ def write_model(path: Path, shape: Shape, *, seed: int = 0, wide: bool = False) 
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
+    writer.add_key_length(shape.head_size)
+    writer.add_value_length(shape.head_size)
     writer.add_vocab_size(len(tokens))
     if shape.architecture == "llama":
-        writer.add_rope_dimension_count(head)
+        writer.add_rope_dimension_count(shape.head_size)
     else:
         writer.add_sliding_window(shape.window)
     if shape.architecture == "gemma2":
@@ -121,48 +166,39 @@ def write_model(path: Path, shape: Shape, *, seed: int = 0, wide: bool = False) 
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
     writer.add_chat_template(CHAT_TEMPLATE)
-    _add_weights(writer, shape, len(tokens), head, seed, np.float32 if wide else np.float16)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return writer
 
 
-def _add_weights(
-    writer: gguf.GGUFWriter, shape: Shape, tokens: int, head: int, seed: int, dtype: type
-) -> None:
-    rng = np.random.default_rng(seed)
+def pieces_of(shape: Shape) -> list[bytes]:
+    """The texts of the tokens; a space is written as U+2581."""
+    return _vocabulary(shape.vocabulary)[0]
 
-    def matrix(name: str, rows: int, columns: int, gain: float = 1.0) -> None:
-        values = rng.standard_normal((rows, columns), dtype=np.float32)
-        writer.add_tensor(name, (values * np.float32(gain / columns**0.5)).astype(dtype))
 
-    def ones(name: str, size: int) -> None:
-        writer.add_tensor(name, np.ones(size, np.float32))
-
-    gemma = shape.architecture != "llama"
-    matrix("token_embd.weight", tokens, shape.width, 1.5 if gemma else shape.width**0.5)
+def weights_of(shape: Shape) -> Iterator[Weight]:
+    """All tensors of a model, in the order of the file."""
+    width, head, gemma = shape.width, shape.head_size, shape.architecture != "llama"
+    tokens = len(pieces_of(shape))
+    yield Weight("token_embd.weight", tokens, width, 1.5 if gemma else width**0.5)
     for layer in range(shape.layers):
         block = f"blk.{layer}."
-        ones(block + "attn_norm.weight", shape.width)
-        matrix(block + "attn_q.weight", shape.heads * head, shape.width, 1.5)
-        matrix(block + "attn_k.weight", shape.kv_heads * head, shape.width, 1.5)
-        matrix(block + "attn_v.weight", shape.kv_heads * head, shape.width)
-        matrix(block + "attn_output.weight", shape.width, shape.heads * head)
+        yield Weight(block + "attn_norm.weight", 1, width, None)
+        yield Weight(block + "attn_q.weight", shape.heads * head, width, 1.5)
+        yield Weight(block + "attn_k.weight", shape.kv_heads * head, width, 1.5)
+        yield Weight(block + "attn_v.weight", shape.kv_heads * head, width)
+        yield Weight(block + "attn_output.weight", width, shape.heads * head)
         if gemma:
-            ones(block + "post_attention_norm.weight", shape.width)
-            ones(block + "post_ffw_norm.weight", shape.width)
+            yield Weight(block + "post_attention_norm.weight", 1, width, None)
+            yield Weight(block + "post_ffw_norm.weight", 1, width, None)
         if shape.architecture == "gemma3":
-            ones(block + "attn_q_norm.weight", head)
-            ones(block + "attn_k_norm.weight", head)
-        ones(block + "ffn_norm.weight", shape.width)
-        matrix(block + "ffn_gate.weight", shape.feed_forward, shape.width)
-        matrix(block + "ffn_up.weight", shape.feed_forward, shape.width)
-        matrix(block + "ffn_down.weight", shape.width, shape.feed_forward)
-    ones("output_norm.weight", shape.width)
+            yield Weight(block + "attn_q_norm.weight", 1, head, None)
+            yield Weight(block + "attn_k_norm.weight", 1, head, None)
+        yield Weight(block + "ffn_norm.weight", 1, width, None)
+        yield Weight(block + "ffn_gate.weight", shape.feed_forward, width)
+        yield Weight(block + "ffn_up.weight", shape.feed_forward, width)
+        yield Weight(block + "ffn_down.weight", width, shape.feed_forward)
+    yield Weight("output_norm.weight", 1, width, None)
     if not gemma:
-        matrix("output.weight", tokens, shape.width, 1.5)
+        yield Weight("output.weight", tokens, width, 1.5)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ def write_model(
     folder: Path, *, width: int = 128, layers: int = 4, feed_forward: int = 384
 ) -> Path:
     """Write weights, configuration and tokenizer; the same for the same arguments."""
-    tokenizer = _tokenizer()
+    words = tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(words),
         hidden_size=width,
         intermediate_size=feed_forward,
         num_hidden_layers=layers,
@@ -36,9 +36,9 @@ def write_model(
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
-    _prefer(model, [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no", "Ġyes", "Ġno")])
+    _prefer(model, [words.convert_tokens_to_ids(word) for word in ("yes", "no", "Ġyes", "Ġno")])
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    words.save_pretrained(folder)
     return folder
 
 
@@ -58,7 +58,8 @@ def _prefer(model: LlamaForCausalLM, tokens: list[int]) -> None:
     model.lm_head.weight[tokens, 0] = 2.0
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
+    """About 2,000 tokens, with control tokens and a chat template."""
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -76,10 +77,10 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]
     lines = [line for path in files for line in path.read_text("utf-8").splitlines()]
     bare.train_from_iterator([*lines, *["yes\nno\nsay yes or no"] * 500], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<|im_end|>")
-    tokenizer.add_tokens(["<think>"])  # an added token that does not call itself special
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    words = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<|im_end|>")
+    words.add_tokens(["<think>"])  # an added token that does not call itself special
+    words.chat_template = CHAT_TEMPLATE
+    return words
 
 
 if __name__ == "__main__":
