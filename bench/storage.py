@@ -191,6 +191,11 @@ def read(engine: Engine, store: Store, run: Run, clock: Clock) -> None:
                 {"run": run.key},
             ).all()
             assert len(page) == 50
+        with clock.step("view: fields"):
+            for _ in connection.execution_options(yield_per=1000).execute(
+                text("SELECT key, fields FROM result WHERE run = :run"), {"run": run.key}
+            ):
+                pass
     with clock.step("funnel"):
         store.results.funnel(run.id)
     with clock.step("account"):
@@ -198,16 +203,19 @@ def read(engine: Engine, store: Store, run: Run, clock: Clock) -> None:
     with clock.step("results"):
         for _ in store.results.all(run.id):
             pass
+    with clock.step("results, fields"):
+        for _ in store.results.all(run.id, fields=True):
+            pass
 
 
 def table(kind: str, measured: dict[str, Any]) -> None:
     """Print one database's figures."""
     targets = TARGETS[kind]
-    print(f"{'step':14}{'CPU us/row':>12}{'server us/row':>15}{'wall s':>9}{'target':>9}")
+    print(f"{'step':16}{'CPU us/row':>12}{'server us/row':>15}{'wall s':>9}{'target':>9}")
     for name, spent in measured["microseconds"].items():
         target = targets.get(name)
         print(
-            f"{name:14}{spent['cpu']:12.2f}{spent['server']:15.2f}"
+            f"{name:16}{spent['cpu']:12.2f}{spent['server']:15.2f}"
             f"{measured['seconds'][name]['wall']:9.2f}"
             f"{'' if target is None else f'<= {target:g}':>9}"
             f"{'' if target is None or spent['cpu'] <= target else '  missed'}"

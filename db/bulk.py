@@ -93,6 +93,12 @@ def fresh_statistics(connection: Connection, *tables: str) -> None:
         connection.exec_driver_sql(f"ANALYZE {', '.join(tables)}")
 
 
+def checkpoint_after(connection: Connection, pages: int) -> None:
+    """Have SQLite copy its log into the file once it has so many pages."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {pages:d}")
+
+
 def stage(connection: Connection, table: Staging, rows: Rows) -> None:
     """Fill the temporary table with these rows alone."""
     sqlite = connection.dialect.name == "sqlite"

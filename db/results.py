@@ -75,6 +75,10 @@ _FIELD_NAMES = {
         WHERE verdict.run_id = :run_id
     """),
 }
+_RECORD = """(
+    SELECT candidate_record.fields FROM candidate_record
+    WHERE candidate_record.candidate_id = candidate.id
+)"""
 _AUDITED = text("""
     SELECT run_tier.name
     FROM audit
@@ -289,9 +293,7 @@ def _results_query(
           AND verdict.position >= {i}"""
         for i, judge_id in enumerate(judges)
     )
-    record = "candidate_fields.fields" if fields else "NULL"
-    if fields:
-        joins += "\n LEFT JOIN candidate_fields ON candidate_fields.candidate_id = candidate.id"
+    record = _RECORD if fields else "NULL"
     # CROSS JOIN makes SQLite walk the index on keys: sorting would hold all rows in memory.
     return text(f"""
         SELECT candidate.key, {_VERDICT}, verdict.position, verdict.why, {record}{columns}
