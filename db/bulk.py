@@ -132,12 +132,15 @@ def add_missing(connection: Connection, table: str, columns: dict[str, str], row
         # Straight into the table: staging would copy every text once more.
         _insert(connection, f"INSERT INTO {table} ({names})", rows, "ON CONFLICT DO NOTHING")
         return
-    staging = Staging(f"staged_{table}", columns)
-    stage(connection, staging, rows)
-    connection.exec_driver_sql(
-        f"INSERT INTO {table} ({names}) SELECT * FROM {staging.name} "  # noqa: S608
-        "ON CONFLICT DO NOTHING"
-    )
+    if rows:
+        # As arrays: in a staging table, the server would compress every text once more.
+        places = ", ".join(f"%b::{kind}[]" for kind in columns.values())
+        cursor: Any = connection.connection.cursor()
+        cursor.execute(
+            f"INSERT INTO {table} ({names}) SELECT * FROM unnest({places}) "  # noqa: S608
+            "ON CONFLICT DO NOTHING",
+            [list(column) for column in zip(*rows, strict=True)],
+        )
 
 
 def storable(text: str | None) -> str | None:

@@ -22,7 +22,7 @@ from db.records import Beside, beside
 _RAW_LIMIT = 2000
 _PAGES = 4_000
 """128 MB of SQLite's log before it is copied into the file, while rows are read: a power cut may
-undo what is in the log, and rows are read again. Answers are not, so they have SQLite's own 1,000."""
+undo what is in the log, and rows can be read again. Answers were paid, so they keep the usual."""
 _PAGES_ELSE = 1_000
 
 _STAGED = Staging(
