@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import orjson
 from sqlalchemy import Boolean, Connection, CursorResult, RowMapping, TextClause, select, text
 
 from db.bulk import Noun
@@ -221,7 +222,7 @@ class Results(Noun):
                         "score": answers[2 * position],
                         "why": why,
                         **dict(zip(names, answers, strict=True)),
-                        **({"fields": json.loads(record)} if fields else {}),
+                        **({"fields": orjson.loads(record)} if fields else {}),
                     }
 
     def field_names(self, run_id: int) -> list[str]:
