@@ -4,6 +4,7 @@ SQL over several tables is named text with its reason above it; rows by key are 
 SQLAlchemy.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -67,6 +68,19 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
             yield connection
     except (DBAPIError, driver_error) as error:
         raise explained(error, engine.url) from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's collector, which would look at thousands of new tuples in vain."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def now() -> datetime:

@@ -14,6 +14,7 @@ from db.bulk import (
     fresh_statistics,
     stage,
     storable,
+    uncollected,
 )
 from db.errors import InputRefused, StoreError
 from db.models import BadRowRow, RunRow
@@ -191,7 +192,7 @@ class Candidates(Noun):
         identical row met twice since `begin` is a duplicate; another row with the same key becomes
         a bad row.
         """
-        with self._writing() as connection:
+        with uncollected(), self._writing() as connection:
             checkpoint_after(connection, _PAGES)
             return _add(connection, _target(connection, run_id), rows, source)
 
