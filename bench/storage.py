@@ -1,7 +1,8 @@
 """What remembering costs: python -m bench.storage [--candidates N] [--database URL].
 
 Every step goes through `db.store`, as a run does. CPU is user and system time of this process; for
-Postgres also that of the server. The rows themselves are made outside the clock.
+Postgres also that of the server. The rows themselves are made outside the clock. What a change
+gave is seen by running the same file of this bench in a checkout from before, in turn.
 """
 
 import argparse
@@ -31,8 +32,8 @@ from tiers.types import Judgement
 CHUNK = 5_000
 FLUSH = 1_000
 TARGETS = {
-    "sqlite": {"ingest": 25.0, "record": 8.0, "promote": 1.0},
-    "postgresql": {"record": 6.0},
+    "sqlite": {"ingest": 33.0, "record": 8.0, "promote": 1.5},
+    "postgresql": {"record": 6.0, "server ingest": 150.0},
 }
 
 
@@ -191,6 +192,11 @@ def read(engine: Engine, store: Store, run: Run, clock: Clock) -> None:
                 {"run": run.key},
             ).all()
             assert len(page) == 50
+        with clock.step("view: fields"):
+            for _ in connection.execution_options(yield_per=1000).execute(
+                text("SELECT key, fields FROM result WHERE run = :run"), {"run": run.key}
+            ):
+                pass
     with clock.step("funnel"):
         store.results.funnel(run.id)
     with clock.step("account"):
@@ -198,19 +204,23 @@ def read(engine: Engine, store: Store, run: Run, clock: Clock) -> None:
     with clock.step("results"):
         for _ in store.results.all(run.id):
             pass
+    with clock.step("results, fields"):
+        for _ in store.results.all(run.id, fields=True):
+            pass
 
 
 def table(kind: str, measured: dict[str, Any]) -> None:
     """Print one database's figures."""
     targets = TARGETS[kind]
-    print(f"{'step':14}{'CPU us/row':>12}{'server us/row':>15}{'wall s':>9}{'target':>9}")
+    print(f"{'step':16}{'CPU us/row':>12}{'server us/row':>15}{'wall s':>9}{'target':>9}")
     for name, spent in measured["microseconds"].items():
-        target = targets.get(name)
+        target = targets.get(name, targets.get(f"server {name}"))
+        held = spent["server" if f"server {name}" in targets else "cpu"]
         print(
-            f"{name:14}{spent['cpu']:12.2f}{spent['server']:15.2f}"
+            f"{name:16}{spent['cpu']:12.2f}{spent['server']:15.2f}"
             f"{measured['seconds'][name]['wall']:9.2f}"
             f"{'' if target is None else f'<= {target:g}':>9}"
-            f"{'' if target is None or spent['cpu'] <= target else '  missed'}"
+            f"{'' if target is None or held <= target else '  missed'}"
         )
 
 
@@ -240,6 +250,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=200_000)
     parser.add_argument("--characters", type=int, default=2_400, help="of a text")
     parser.add_argument("--database", help="URL of an empty database; default: both kinds, own")
+    parser.add_argument("--postmaster", type=int, help="process id of its server, to count its CPU")
     options = parser.parse_args()
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     print(
@@ -253,10 +264,14 @@ def main() -> None:
         floor = reference(folder)
         if options.database:
             kind = "sqlite" if options.database.startswith("sqlite") else "postgresql"
-            found[kind] = measure(options.database, *sizes, None)
+            found[kind] = measure(options.database, *sizes, options.postmaster)
         else:
             found["sqlite"] = measure(f"sqlite:///{folder}/bench.db", *sizes, None)
-            found["sqlite"]["megabytes"] = (folder / "bench.db").stat().st_size / 1e6
+            size = (folder / "bench.db").stat().st_size
+            print(
+                f"SQLite's file: {size / 1e6:,.0f} MB, {size / options.candidates:,.0f} bytes a row"
+            )
+            found["sqlite"]["megabytes"] = size / 1e6
             with own_postgres(folder) as (url, postmaster):
                 found["postgresql"] = measure(url, *sizes, postmaster)
     for kind, measured in found.items():

@@ -4,6 +4,7 @@ SQL over several tables is named text with its reason above it; rows by key are 
 SQLAlchemy.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -69,6 +70,19 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
         raise explained(error, engine.url) from error
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's collector, which would look at thousands of new tuples in vain."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def now() -> datetime:
     """The clock of this machine."""
     return datetime.now(UTC)
@@ -91,6 +105,21 @@ def fresh_statistics(connection: Connection, *tables: str) -> None:
     """Have Postgres look at tables again: it takes those that just grew for empty, and loops."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"ANALYZE {', '.join(tables)}")
+
+
+def in_written_order(connection: Connection) -> None:
+    """Have Postgres join from left to right too, in this transaction.
+
+    Its statistics know of no row of a reading that is under way: it would begin with those.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL join_collapse_limit = 1")
+
+
+def checkpoint_after(connection: Connection, pages: int) -> None:
+    """Have SQLite copy its log into the file once it has so many pages."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {pages:d}")
 
 
 def stage(connection: Connection, table: Staging, rows: Rows) -> None:
@@ -126,12 +155,15 @@ def add_missing(connection: Connection, table: str, columns: dict[str, str], row
         # Straight into the table: staging would copy every text once more.
         _insert(connection, f"INSERT INTO {table} ({names})", rows, "ON CONFLICT DO NOTHING")
         return
-    staging = Staging(f"staged_{table}", columns)
-    stage(connection, staging, rows)
-    connection.exec_driver_sql(
-        f"INSERT INTO {table} ({names}) SELECT * FROM {staging.name} "  # noqa: S608
-        "ON CONFLICT DO NOTHING"
-    )
+    if rows:
+        # As arrays: in a staging table, the server would compress every text once more.
+        places = ", ".join(f"%b::{kind}[]" for kind in columns.values())
+        cursor: Any = connection.connection.cursor()
+        cursor.execute(
+            f"INSERT INTO {table} ({names}) SELECT * FROM unnest({places}) "  # noqa: S608
+            "ON CONFLICT DO NOTHING",
+            [list(column) for column in zip(*rows, strict=True)],
+        )
 
 
 def storable(text: str | None) -> str | None:

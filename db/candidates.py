@@ -6,17 +6,32 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select, text, true, update
 
-from db.bulk import Noun, Staging, add_missing, fresh_statistics, stage, storable
+from db.bulk import (
+    Noun,
+    Staging,
+    add_missing,
+    checkpoint_after,
+    fresh_statistics,
+    in_written_order,
+    stage,
+    storable,
+    uncollected,
+)
 from db.errors import InputRefused, StoreError
 from db.models import BadRowRow, RunRow
+from db.records import Beside, beside
 
 _RAW_LIMIT = 2000
+_PAGES = 4_000
+"""128 MB of SQLite's log before it is copied into the file, while rows are read: a power cut may
+undo what is in the log, and rows can be read again. Answers were paid, so they keep the usual."""
+_PAGES_ELSE = 1_000
 
 _STAGED = Staging(
     "staged_row", {"key": "text", "digest": "bytea", "text_digest": "bytea", "problem": "text"}
 )
 _TEXT = {"digest": "bytea", "body": "text"}
-_FIELDS = {"candidate_id": "int8", "fields": "text"}
+_FIELDS = {"candidate_id": "int8", "fields": "text", "from_text": "text"}
 
 # CROSS JOIN makes SQLite loop from left to right: from the chunk, by index, to what it meets.
 _CONFLICTS = text("""
@@ -178,8 +193,12 @@ class Candidates(Noun):
         identical row met twice since `begin` is a duplicate; another row with the same key becomes
         a bad row.
         """
-        with self._writing() as connection:
-            return _add(connection, _target(connection, run_id), rows, source)
+        with uncollected(), self._writing() as connection:
+            checkpoint_after(connection, _PAGES)
+            target = _target(connection, run_id)
+            if target.ingest > 1:  # a first reading is faster as Postgres plans it
+                in_written_order(connection)
+            return _add(connection, target, rows, source)
 
     def add_bad(self, run_id: int, rows: Sequence[BadRow]) -> None:
         """Keep rows that cannot become candidates, with their reason."""
@@ -219,6 +238,7 @@ class Candidates(Noun):
                 .where(RunRow.id == run_id, true() if whole else RunRow.rows_read <= rows_read)
                 .values(rows_read=rows_read, rows_duplicate=duplicates)
             )
+            checkpoint_after(connection, _PAGES_ELSE)
             fresh_statistics(connection, "text", "candidate", "candidate_fields", "verdict")
             return gone
 
@@ -228,6 +248,7 @@ class Candidates(Noun):
         Candidates and texts stay, for whoever comes.
         """
         with self._writing() as connection:
+            checkpoint_after(connection, _PAGES_ELSE)
             parameters = _target(connection, run_id)._asdict()
             for statement in _TAKE_BACK:
                 connection.execute(statement, parameters)
@@ -290,8 +311,8 @@ def _add_candidates(connection: Connection, chunk: "_Chunk", known: set[str], sc
         if kept.text_digest is not None and key not in known
     ]
     add_missing(connection, "text", _TEXT, texts)
-    added = connection.execute(_ADD_CANDIDATES, {"screen": screen})
-    fields = [(id_, chunk.kept[key].row.fields.decode()) for id_, key in added]
+    added = connection.execute(_ADD_CANDIDATES, {"screen": screen}).all()
+    fields = [(id_, *chunk.kept[key].beside()) for id_, key in added]
     add_missing(connection, "candidate_fields", _FIELDS, fields)
 
 
@@ -369,6 +390,12 @@ class _Kept(NamedTuple):
     text_digest: bytes | None
     """None for a row that cannot be judged: its text is not stored apart."""
     problem: str | None
+
+    def beside(self) -> Beside:
+        """What is stored of the record beside the text."""
+        if self.text_digest is None:
+            return Beside(self.row.fields.decode(), None)
+        return beside(self.row.fields, self.row.text)
 
     @property
     def staged(self) -> tuple[Any, ...]:

@@ -188,7 +188,7 @@ class CandidateRow(Base):
 
 
 class CandidateFieldsRow(Base):
-    """The record as read, in JSON."""
+    """The record as read, in JSON; the view `candidate_record` has it whole."""
 
     __tablename__ = "candidate_fields"
 
@@ -196,6 +196,9 @@ class CandidateFieldsRow(Base):
         _Big, ForeignKey("candidate.id"), primary_key=True, autoincrement=False
     )
     fields: Mapped[str]
+    """Without the long values that stand in the text: see `db.records`."""
+    from_text: Mapped[str | None]
+    """Where those stand; null where `fields` are the whole record, as all were before 0008."""
 
 
 class JudgeRow(Base):

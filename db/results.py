@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import orjson
 from sqlalchemy import Boolean, Connection, CursorResult, RowMapping, TextClause, select, text
 
 from db.bulk import Noun
@@ -75,6 +76,10 @@ _FIELD_NAMES = {
         WHERE verdict.run_id = :run_id
     """),
 }
+_RECORD = """(
+    SELECT candidate_record.fields FROM candidate_record
+    WHERE candidate_record.candidate_id = candidate.id
+)"""
 _AUDITED = text("""
     SELECT run_tier.name
     FROM audit
@@ -217,7 +222,7 @@ class Results(Noun):
                         "score": answers[2 * position],
                         "why": why,
                         **dict(zip(names, answers, strict=True)),
-                        **({"fields": json.loads(record)} if fields else {}),
+                        **({"fields": orjson.loads(record)} if fields else {}),
                     }
 
     def field_names(self, run_id: int) -> list[str]:
@@ -289,9 +294,7 @@ def _results_query(
           AND verdict.position >= {i}"""
         for i, judge_id in enumerate(judges)
     )
-    record = "candidate_fields.fields" if fields else "NULL"
-    if fields:
-        joins += "\n LEFT JOIN candidate_fields ON candidate_fields.candidate_id = candidate.id"
+    record = _RECORD if fields else "NULL"
     # CROSS JOIN makes SQLite walk the index on keys: sorting would hold all rows in memory.
     return text(f"""
         SELECT candidate.key, {_VERDICT}, verdict.position, verdict.why, {record}{columns}

@@ -603,7 +603,9 @@ def test_a_full_disk_is_told_and_loses_nothing_committed(sqlite_url):
     store = Store(engine)
     run = ingested(store, rows(10))
     with pytest.raises(DatabaseError, match="disk is full; free some space, then run again"):
-        store.candidates.add(run.id, [a_row(i, "x" * 5000) for i in range(10, 2000)], "papers.csv")
+        store.candidates.add(
+            run.id, [a_row(i, f"{i} " + "x" * 5000) for i in range(10, 2000)], "papers.csv"
+        )
     assert store.runs.account(run.id).candidates == 10
     engine.dispose()
 
