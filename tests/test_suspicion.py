@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.injection import attacks
 from db.store import opened_store
@@ -10,7 +12,7 @@ from demo.records import applicants
 from flows.settings import Settings
 from tests.project import screened, write
 from tiers.screenfile.file import Screen, load_screen
-from tiers.suspicion import LONGEST, RULES, suspicions
+from tiers.suspicion import LONGEST, RULES, meets, suspicions
 
 HONEST = next(a.text for a in applicants(1, 7))
 UNMARKED = {
@@ -45,6 +47,26 @@ def test_every_rule_marks_an_attack_that_no_other_rule_marks():
 )
 def test_an_honest_text_is_not_marked(text):
     assert suspicions(text) == []
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_looked_at_first_leaves_no_attack_out(name):
+    texts = [one.into(HONEST).lower() for one in attacks()]
+    assert [meets(name, text) for text in texts] == [
+        RULES[name].search(text) is not None for text in texts
+    ]
+
+
+@given(
+    before=st.text("ab -", max_size=40),
+    unit=st.from_regex(r"\A\w[^\n]{0,40}[\W_]\Z", fullmatch=True) | st.text(min_size=1, max_size=3),
+    times=st.integers(13, 16) | st.integers(198, 201),
+    after=st.text("ab -", max_size=40),
+)
+def test_no_repeat_is_stepped_over(before, unit, times, after):
+    text = (before + unit * times + after).lower()
+    if RULES["repeats"].search(text):
+        assert meets("repeats", text)
 
 
 def test_none_of_many_made_up_applicants_is_marked():

@@ -6,7 +6,7 @@ often they mark an honest text, is measured by bench.injection.
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 _JUDGE = (
     r"(?:reviewer|evaluator|judge|screener|grader|assessor|classifier|assistant|chat ?bot|ai|llm|"
@@ -66,6 +66,48 @@ RULES: Mapping[str, re.Pattern[str]] = {
 LONGEST = 20_000
 """Characters at either end of a text that are looked at."""
 
+_STRIDE, _GRAM, _UNIT, _TIMES = 15, 8, 43, 6
+"""Of `_may_repeat`: what fits into the shortest run of its rule, 15 times two characters."""
+
+_TOKENS = (
+    "<|", "<s", "</s", "<<", "<start", "<end", "<\uff5c", "[inst]", "[/inst]", "##",
+    "system:", "system :", "assistant:", "assistant :",
+)  # fmt: skip
+_IGNORES = re.compile(_IGNORE)
+_ANSWERS = re.compile(
+    r"[:=]\s{0,3}[\"'*{\[]{0,3}\s{0,3}(?:yes|accept|approve|fit|qualified|true|1)|\"(?:yes|accept)"
+)
+
+
+def _may_repeat(text: str) -> bool:
+    """Whether something stands there seven times in a row; steps over no run of the rule."""
+    for start in range(0, len(text) - _GRAM, _STRIDE):
+        gram = text[start : start + _GRAM]
+        end = start + _UNIT + _GRAM
+        again = text.find(gram, start + 1, end)
+        while again >= 0:
+            length = _TIMES * (again - start)
+            if text[start : start + length] == text[again : again + length]:
+                return True
+            again = text.find(gram, again + 1, end)
+    return False
+
+
+def _may_hide(text: str) -> bool:
+    signs = ("<!--", "display", "font-size", "visibility")
+    return not text.isascii() or any(sign in text for sign in signs)
+
+
+_CHEAP: Mapping[str, Callable[[str], object]] = {
+    "control token": lambda text: any(sign in text for sign in _TOKENS),
+    "instruction": _IGNORES.search,
+    "verdict": _ANSWERS.search,
+    "hidden text": _may_hide,
+    "repeats": _may_repeat,
+}
+"""What is true of every text that meets the rule, and of few others: rules are slow, and most texts
+meet none."""
+
 _UNSEEN = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
@@ -75,11 +117,13 @@ def suspicions(text: str) -> list[str]:
         text = f"{text[:LONGEST]}\n{text[-LONGEST:]}"
     text = text.lower()
     plain = _undisguised(text)
-    return [
-        name
-        for name, rule in RULES.items()
-        if rule.search(text) or (plain != text and rule.search(plain))
-    ]
+    return [name for name in RULES if meets(name, text) or (plain != text and meets(name, plain))]
+
+
+def meets(name: str, text: str) -> bool:
+    """Whether a text in small letters meets the rule of this name."""
+    cheap = _CHEAP.get(name)
+    return (cheap is None or bool(cheap(text))) and RULES[name].search(text) is not None
 
 
 def _undisguised(text: str) -> str:
