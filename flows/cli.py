@@ -5,6 +5,7 @@ from importlib.metadata import version as installed
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from flows.commands import (
     batches,
@@ -78,7 +79,17 @@ def main() -> None:
         if code is None:
             err.print(traceback.format_exc())  # as text: what it quotes may be a candidate's
             raise SystemExit(1) from None
-        fail(str(error), code)
+        fail(_words_of(error), code)
+
+
+def _words_of(error: Exception) -> str:
+    """What is wrong; of our own variables, each with what was written into it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"TAMIS_{str(one['loc'][0]).upper()}={one['input']!r}: {one['msg']}"
+        for one in error.errors()
+    )
 
 
 def _code_of(error: Exception) -> int | None:
@@ -89,6 +100,8 @@ def _code_of(error: Exception) -> int | None:
     from tiers.screenfile.faults import ScreenError
     from tiers.types import TierError
 
+    if isinstance(error, ValidationError) and error.title == "Settings":
+        return USAGE
     if isinstance(error, DatabaseError | RunHeld) and not isinstance(error, WrongUrl):
         return BUSY
     expected = ScreenError | ServerError | StoreError | TierError | WritingError

@@ -354,6 +354,8 @@ def _deploy(
         for field, described in schema["properties"].items()
         if described.get("default") is not None
     }
+    before = _before(client, f"{flow.name}/{name}", defaults.get("file"))
+    kept = [] if before is None else before.schedules
     made = client.create_deployment(
         flow_id=client.create_flow_from_name(flow.name),
         name=name,
@@ -366,12 +368,34 @@ def _deploy(
         tags=[TAG, name],
         work_pool_name=pool,
         pull_steps=[] if pool is not None else None,
-        schedules=[]
+        schedules=[
+            DeploymentScheduleCreate(schedule=each.schedule, active=each.active) for each in kept
+        ]
         if schedule is None
         else [DeploymentScheduleCreate(schedule=schedule, active=True)],
         paused=False,
     )
     return Deployed(made, f"{flow.name}/{name}")
+
+
+def _before(client: Any, name: str, file: str | None) -> Any:
+    """The deployment of this name that the server has; None where it has none.
+
+    Raises:
+        ServerError: it is another screen file's.
+    """
+    try:
+        before = client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+    other = before.parameters.get("file")
+    if file is not None and other not in (None, file) and Path(other).exists():
+        screen = name.partition("/")[2]
+        raise ServerError(
+            f"screen '{screen}' is deployed for {other}; write another name after screen: in "
+            f"{file}, or take the other away: tamis deploy --delete {screen}"
+        )
+    return before
 
 
 def _cron(cron: str | None, timezone: str) -> CronSchedule | None:
@@ -382,9 +406,14 @@ def _cron(cron: str | None, timezone: str) -> CronSchedule | None:
     except (ValidationError, ValueError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         why = why.removeprefix("Value error, ")
+        write = (
+            "write its name, such as --timezone Europe/Berlin"
+            if "timezone" in why.lower()
+            else "write five fields, minute hour day month weekday, such as --cron '0 6 * * *' for "
+            "six in the morning"
+        )
         raise ServerError(
-            f"--cron '{cron}' in time zone '{timezone}' is no schedule: {why}; write five fields, "
-            "minute hour day month weekday, such as --cron '0 6 * * *' for six in the morning"
+            f"--cron '{cron}' in time zone '{timezone}' is no schedule: {why}; {write}"
         ) from error
 
 

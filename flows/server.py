@@ -8,7 +8,6 @@ tells them to the server, and stays some time longer for the next run.
 import atexit
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
+
+import psutil
 
 from flows.settings import Settings
 
@@ -236,14 +237,7 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
     """
     home = prefect_home(settings)
     known = home / "server.json"
-    with suppress(OSError, ValueError, KeyError):  # left by a process like this that was killed
-        left = json.loads(known.read_text("utf-8"))
-        if left.get("ui") and running_server(home) is not None:
-            os.kill(int(left["pid"]), signal.SIGTERM)
-            for _ in range(50):
-                if not _answers(str(left["url"])):
-                    break
-                time.sleep(0.2)
+    _take_over(known)
     command = _server_command(settings, port)
     with (home / "server.log").open("ab") as log:
         server = subprocess.Popen(  # noqa: S603
@@ -255,6 +249,8 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
             start_new_session=True,  # Ctrl-C is ours to answer
         )
     url = os.environ["PREFECT_API_URL"]
+    told = {"url": url, "version": version("prefect"), "pid": server.pid, "owner": os.getpid()}
+    known.write_text(json.dumps(told), "utf-8")
     try:
         for _ in range(START_SECONDS * 5):
             if server.poll() is not None:
@@ -263,8 +259,6 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
             if _answers(url):
                 break
             time.sleep(0.2)
-        told = {"url": url, "version": version("prefect"), "pid": server.pid, "ui": True}
-        known.write_text(json.dumps(told), "utf-8")
         yield url
     finally:
         known.unlink(missing_ok=True)
@@ -276,6 +270,29 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
             server.wait()
 
 
+def _take_over(known: Path) -> None:
+    """End the server that a process like this one has left, which was killed.
+
+    Raises:
+        ServerError: that process lives, and serves this folder.
+    """
+    try:
+        left = json.loads(known.read_text("utf-8"))
+        owner, server = int(left["owner"]), psutil.Process(int(left["pid"]))
+        if not any("prefect" in part for part in server.cmdline()):
+            return
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return
+    if psutil.pid_exists(owner):
+        raise ServerError(
+            f"process {owner} serves this folder already, at {left['url'].removesuffix('/api')}; "
+            "end it, and name all screens in one command: tamis serve FILE FILE"
+        )
+    server.terminate()
+    with suppress(psutil.Error):
+        server.wait(STOP_SECONDS)
+
+
 def serve_ui(settings: Settings, port: int) -> NoReturn:
     """Become Prefect's server of this data folder, with its UI; or say where the user's own is.
 
@@ -283,6 +300,9 @@ def serve_ui(settings: Settings, port: int) -> NoReturn:
         ServerError: the port is taken.
     """
     url = configured_server()
+    if url is None and (url := running_server(prefect_home(settings))) is not None:
+        print(f"Prefect UI: {url.removesuffix('/api')} (the server of this folder)")  # noqa: T201
+        raise SystemExit(0)
     if url is not None and _answers(url):
         print(f"Prefect UI: {url.removesuffix('/api')} (your own server)")  # noqa: T201
         raise SystemExit(0)

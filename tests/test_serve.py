@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
@@ -253,3 +255,36 @@ def test_screens_are_deployed_to_a_pool_listed_and_taken_away(
     assert project.tamis("deploy", "--delete", "pooled")[0] == 0
     code, _, err = project.tamis("deploy", "--delete", "pooled")
     assert (code, "no deployment of screen 'pooled'" in err) == (2, True)
+
+
+def test_a_name_and_a_schedule_belong_to_one_file(project: Project, prefect_url: str) -> None:
+    fast(project, "owned")
+    with serving(project, "screen.yaml", "--cron", "0 6 * * *"):
+        pass
+    with serving(project, "screen.yaml"):
+        (kept,) = deployment(prefect_url, "screen/owned")["schedules"]
+        assert (kept["schedule"]["cron"], kept["active"]) == ("0 6 * * *", True)
+    elsewhere = project.folder / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("screen.yaml", "in.jsonl"):
+        (elsewhere / name).write_text((project.folder / name).read_text())
+    code, _, err = project.tamis("serve", "elsewhere/screen.yaml")
+    assert (code, "screen 'owned' is deployed for" in err) == (2, True), err
+
+
+def test_one_process_serves_a_folder_and_leaves_no_server(project: Project) -> None:
+    fast(project, "alone")
+    del project.env["PREFECT_API_URL"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    first = project.start("serve", "screen.yaml", "--port", port, "--database", project.database)
+    known = project.folder / "data" / "prefect" / "server.json"
+    until(known.exists)
+    server = psutil.Process(json.loads(known.read_text())["pid"])
+    code, _, err = project.tamis("serve", "screen.yaml", "--port", port)
+    assert (code, f"process {first.pid} serves this folder already" in err) == (2, True), err
+    first.send_signal(signal.SIGTERM)  # in the middle of its start
+    assert first.wait(60) in (0, 128 + signal.SIGTERM)
+    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+    first.communicate(timeout=60)

@@ -106,7 +106,8 @@ def retry(
         rows = f"; {account.bad_rows:,} rows of the input could not be read" * bool(
             account.bad_rows
         )
-        fail(f"no candidate of run '{run.key}' failed{rows}")
+        mend = f": mend them, and write tamis run FILE --key {run.key}" * bool(account.bad_rows)
+        fail(f"no candidate of run '{run.key}' failed{rows}{mend}")
     _go_on(store, run, database, as_json)
 
 

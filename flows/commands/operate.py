@@ -53,11 +53,13 @@ def serve(
     """
     from contextlib import ExitStack
 
+    from flows.run.session import ending_on_signals
     from flows.server import answering_server, server_of_our_own
 
     screens = _read(files)
     chosen = _for_the_runs(database)
     with ExitStack() as stack:
+        stack.enter_context(ending_on_signals())  # until Prefect's runner hears them
         stack.enter_context(metrics(database, metrics_port))
         url = answering_server() or stack.enter_context(server_of_our_own(chosen, port))
         import asyncio

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from db.store import BadRow, Ingested, InputRefused, Row, Store
-from flows.files.sources import Source, sources
+from flows.files.sources import Source, address_of, sources
 from flows.files.tables import Read, Record, bad
 from tiers.screenfile.faults import ScreenError
 from tiers.screenfile.file import Candidates, SqlSource
@@ -77,6 +77,7 @@ def check_input(candidates: Candidates) -> None:
             names, or no row of it can become a candidate: an export that failed looks like that.
     """
     if isinstance(candidates.source, SqlSource):
+        address_of(candidates.source)
         return
     for source in sources(candidates.source):
         _checked(source, candidates)

@@ -148,6 +148,22 @@ def _kept_input() -> Path:
     return path
 
 
+def address_of(source: SqlSource) -> str:
+    """Of the query's database.
+
+    Raises:
+        ScreenError: the variable is not set.
+    """
+    load_keys([source.url_variable])
+    if url := os.environ.get(source.url_variable, ""):
+        return url
+    said = (
+        f"candidates.from: the variable {source.url_variable} is not set; write the database's "
+        "address into it, in the environment or in .env: postgresql://user@host/name"
+    )
+    raise ScreenError(f"the query {source.sql}", [said])
+
+
 def _rows_of_query(source: SqlSource) -> Iterator[Read]:
     """The rows of a query, fetched as they are used; what the database says holds no password.
 
@@ -157,14 +173,7 @@ def _rows_of_query(source: SqlSource) -> Iterator[Read]:
     from sqlalchemy import create_engine, text
     from sqlalchemy.exc import SQLAlchemyError
 
-    load_keys([source.url_variable])
-    url = os.environ.get(source.url_variable, "")
-    if not url:
-        said = (
-            f"candidates.from: the variable {source.url_variable} is not set; write the database's "
-            "address into it, in the environment or in .env: postgresql://user@host/name"
-        )
-        raise ScreenError(source.sql, [said])
+    url = address_of(source)
     line = 0
     try:
         address = with_driver(url)

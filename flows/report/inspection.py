@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from flows.files.after import check_after
 from flows.files.ingest import first_text
 from flows.files.sources import sources
+from flows.files.writing import WritingError
 from flows.settings import load_keys
 from tiers.opening import inspect
 from tiers.prices import check_prices, price_of
@@ -67,6 +69,11 @@ def inspect_screen(definition: Screen) -> ScreenInspection:
         found.candidate = {"key": key, "text": text}
     except ScreenError as error:
         found.problems += [f"{error.source}: {problem}" for problem in error.problems]
+    try:
+        if definition.after is not None:
+            check_after(definition.after)
+    except WritingError as error:
+        found.problems.append(str(error))
     try:
         check_prices(definition)
     except TierError as error:

@@ -228,6 +228,11 @@ def load_screen(path: Path | str, *, allow_code: bool = False) -> Screen:
 
 def _yaml_of(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
     """A YAML file as nodes, which know their lines, and as values."""
+    if path.is_dir():
+        raise ScreenError(str(path), [f"is a folder; write {path}/screen.yaml"])
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx"):
+        said = "holds candidates; name it under candidates.from: of a screen file"
+        raise ScreenError(str(path), [f"{said}. 'tamis init' writes one to start from"])
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
