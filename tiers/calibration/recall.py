@@ -42,7 +42,7 @@ LOOKS = 10
 SEPARATION = 1.5
 """Assumed distance of two normal score curves, only to decide how long to draw.
 
-From 0.3 to 2 hardly anything depends on it: see bench/README.md."""
+From 0.3 to 2 little depends on it: see bench/README.md."""
 
 
 @dataclass(frozen=True)
