@@ -167,8 +167,8 @@ def report(kind: str, loads: list[Load]) -> None:
             for one in (small, large)
         ],
     )
-    print(f"\ncost a candidate: {each(large) / each(small):.2f} of that at {small.count:,}")
-    print(f"peak memory: {large.peak / small.peak:.2f} of that at {small.count:,}\n")
+    print(f"\ncost a candidate: {each(large) / each(small):.2f} of that at {small.candidates:,}")
+    print(f"peak memory: {large.peak / small.peak:.2f} of that at {small.candidates:,}\n")
     print("slowest statements:")
     for line in large.slow[:8]:
         print(f"  {line[:150]}")
