@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import psutil
 
@@ -250,8 +250,8 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
         )
     url = os.environ["PREFECT_API_URL"]
     told = {"url": url, "version": version("prefect"), "pid": server.pid, "owner": os.getpid()}
-    known.write_text(json.dumps(told), "utf-8")
     try:
+        known.write_text(json.dumps(told), "utf-8")
         for _ in range(START_SECONDS * 5):
             if server.poll() is not None:
                 words = (home / "server.log").read_text("utf-8", "replace").strip()[-500:]
@@ -270,27 +270,45 @@ def server_of_our_own(settings: Settings, port: int) -> Iterator[str]:
             server.wait()
 
 
+class _Serving(NamedTuple):
+    """A server that `tamis serve` has started."""
+
+    url: str
+    server: psutil.Process
+    owner: int
+    """The process that serves, which may have been killed."""
+
+
+def _serving(known: Path) -> _Serving | None:
+    """The server of this folder that `tamis serve` has started; None where none runs.
+
+    What a run has started for itself is none of these: it has no UI, and soon ends.
+    """
+    try:
+        told = json.loads(known.read_text("utf-8"))
+        found = _Serving(str(told["url"]), psutil.Process(int(told["pid"])), int(told["owner"]))
+        return found if any("prefect" in part for part in found.server.cmdline()) else None
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None
+
+
 def _take_over(known: Path) -> None:
     """End the server that a process like this one has left, which was killed.
 
     Raises:
         ServerError: that process lives, and serves this folder.
     """
-    try:
-        left = json.loads(known.read_text("utf-8"))
-        owner, server = int(left["owner"]), psutil.Process(int(left["pid"]))
-        if not any("prefect" in part for part in server.cmdline()):
-            return
-    except (OSError, ValueError, KeyError, psutil.Error):
+    if (left := _serving(known)) is None:
         return
-    if psutil.pid_exists(owner):
+    if psutil.pid_exists(left.owner):
         raise ServerError(
-            f"process {owner} serves this folder already, at {left['url'].removesuffix('/api')}; "
-            "end it, and name all screens in one command: tamis serve FILE FILE"
+            f"process {left.owner} serves this folder already, at "
+            f"{left.url.removesuffix('/api')}; end it, and name all screens in one command: "
+            "tamis serve FILE FILE"
         )
-    server.terminate()
+    left.server.terminate()
     with suppress(psutil.Error):
-        server.wait(STOP_SECONDS)
+        left.server.wait(STOP_SECONDS)
 
 
 def serve_ui(settings: Settings, port: int) -> NoReturn:
@@ -300,8 +318,9 @@ def serve_ui(settings: Settings, port: int) -> NoReturn:
         ServerError: the port is taken.
     """
     url = configured_server()
-    if url is None and (url := running_server(prefect_home(settings))) is not None:
-        print(f"Prefect UI: {url.removesuffix('/api')} (the server of this folder)")  # noqa: T201
+    serving = _serving(prefect_home(settings) / "server.json") if url is None else None
+    if serving is not None:
+        print(f"Prefect UI: {serving.url.removesuffix('/api')} (tamis serve)")  # noqa: T201
         raise SystemExit(0)
     if url is not None and _answers(url):
         print(f"Prefect UI: {url.removesuffix('/api')} (your own server)")  # noqa: T201

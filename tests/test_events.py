@@ -1,9 +1,7 @@
 """Who wants to hear of trouble hears of it: events in Prefect, and an automation that sends one on."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from flows.watch.events import (
     events_of,
 )
 from tests.project import Project
+from tests.receiver import receiving
 from tests.test_prefect import SLOW, asked, judged, until
 from tests.test_run import tier
 
@@ -84,26 +83,10 @@ def test_a_tier_that_stops_is_told_by_why(
 
 
 @pytest.fixture
-def hook() -> Iterator[tuple[str, list[Any]]]:
-    """A web server that keeps what is posted to it."""
-    posted: list[Any] = []
-
-    class Keeper(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Keeper)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", posted
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hook() -> Iterator[tuple[str, list[bytes]]]:
+    """The address of a web hook, and what is posted to it."""
+    with receiving() as (address, got):
+        yield f"{address}/hook", got.setdefault("/hook", [])
 
 
 def webhook_block(api: str, url: str) -> str:
@@ -134,5 +117,5 @@ def test_an_automation_sends_a_pause_on_to_a_webhook(project: Project, prefect_u
     assert process.wait(60) == 3
     process.communicate()
     until(lambda: posted)
-    assert "hooked" in json.dumps(posted[0])
-    assert "tamis resume hooked" in json.dumps(posted[0])
+    assert "hooked" in posted[0].decode()
+    assert "tamis resume hooked" in posted[0].decode()

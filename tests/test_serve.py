@@ -284,6 +284,8 @@ def test_one_process_serves_a_folder_and_leaves_no_server(project: Project) -> N
     server = psutil.Process(json.loads(known.read_text())["pid"])
     code, _, err = project.tamis("serve", "screen.yaml", "--port", port)
     assert (code, f"process {first.pid} serves this folder already" in err) == (2, True), err
+    code, out, _ = project.tamis("ui")
+    assert (code, out) == (0, f"Prefect UI: http://127.0.0.1:{port} (tamis serve)\n")
     first.send_signal(signal.SIGTERM)  # in the middle of its start
     assert first.wait(60) in (0, 128 + signal.SIGTERM)
     assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE

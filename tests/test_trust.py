@@ -84,7 +84,8 @@ def test_candidates_are_read_from_the_screens_own_folder_alone(downloads, source
     "source", ["in.jsonl", "./in.jsonl", "*.jsonl", "a/../in.jsonl", "-", "no.csv"]
 )
 def test_files_of_its_own_folder_and_standard_input_need_no_word(downloads, source):
-    load_screen(screen(downloads, source=f'"{source}"'))
+    path = screen(downloads, source=f'"{source}"')
+    assert load_screen(path).candidates == load_screen(path, allow_code=True).candidates
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Metrics, spans, logs and traces: there when asked for, absent when not, and never in the way."""
 
-import gzip
 import json
 import socket
 import subprocess
@@ -8,10 +7,10 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -23,6 +22,7 @@ from flows.watch.metrics import served_metrics
 from flows.watch.traces import SAMPLE, TierTraces, Traces
 from tests.openai_server import ModelServer
 from tests.project import Project, screened, write
+from tests.receiver import receiving
 from tests.test_prefect import until
 from tests.test_run import tier
 from tiers.policy import Policy
@@ -90,8 +90,8 @@ def test_metrics_listen_on_loopback_and_a_taken_port_is_told(tmp_path: Path) -> 
     with served_metrics(url, port):
         assert scraped(port) == {("tamis_database_up",): 0}
         assert not (tmp_path / "none.db").exists()
-        addresses = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
-        assert {each.split(":")[0] for each in addresses if each.endswith(f":{port:04X}")} == {"0100007F"}  # fmt: skip
+        listening = psutil.Process().net_connections("tcp")
+        assert {one.laddr.ip for one in listening if one.laddr.port == port} == {"127.0.0.1"}
         with pytest.raises(ServerError, match=f"--metrics-port {port + 1}"), served_metrics(url, port):  # fmt: skip
             pass
     check_ready(url)
@@ -105,26 +105,8 @@ def test_metrics_listen_on_loopback_and_a_taken_port_is_told(tmp_path: Path) -> 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, dict[str, list[bytes]]]]:
     """A server that keeps what an OTLP exporter sends, by path."""
-    got: dict[str, list[bytes]] = {}
-
-    class Keeper(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            zipped = self.headers.get("Content-Encoding") == "gzip"
-            got.setdefault(self.path, []).append(gzip.decompress(body) if zipped else body)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Keeper)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", got
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with receiving() as received:
+        yield received
 
 
 def spans(bodies: list[bytes]) -> list[tuple[str, dict[str, Any]]]:
