@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, text
 
 from db.bulk import Noun, Staging, now, stage, storable
-from db.models import JudgementRow, UtcDateTime
+from db.models import UtcDateTime
 from tiers.types import Candidate, Judgement
 
 NOWHERE: Mapping[str, int] = {}
@@ -132,12 +131,6 @@ class Judgements(Noun):
         with self._reading() as connection:
             parameters = {"run_id": run_id, "position": position, "judge_id": judge_id}
             return int(connection.scalar(_COUNT_UNJUDGED, parameters) or 0)
-
-    def newest(self, run_id: int) -> datetime | None:
-        """When the run's newest judgement was stored; None where there is none."""
-        query = select(func.max(JudgementRow.judged_at)).where(JudgementRow.run_id == run_id)
-        with self._reading() as connection:
-            return connection.scalar(query)
 
     def record(
         self,

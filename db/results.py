@@ -27,7 +27,9 @@ _VERDICTS = {
 _VERDICT = (
     "CASE " + " ".join(f"WHEN {test} THEN '{name}'" for name, test in _VERDICTS.items()) + " END"
 )
-_FUNNEL = text("SELECT * FROM funnel WHERE run = :run ORDER BY position")
+_FUNNEL = text("SELECT * FROM funnel WHERE run = :run ORDER BY position").columns(
+    newest=UtcDateTime()
+)
 _DIFFERENCES = text(f"""
     WITH before AS (
       SELECT candidate.key, COALESCE(candidate.text_id, 0) AS text_id, {_VERDICT} AS verdict
@@ -128,6 +130,8 @@ class FunnelRow(NamedTuple):
     """Of the completion's."""
     usd: float | None
     """None where a price is not known; never 0 for that."""
+    newest: datetime | None
+    """When the newest answer that this run paid for was stored."""
 
 
 class JudgementDetail(NamedTuple):

@@ -212,7 +212,7 @@ def _go_on(
             f"run '{run.key}' was begun by an earlier version, which did not keep its settings in "
             f"their order; go on with the command that began it: tamis run FILE --key {run.key}"
         )
-    err.print(in_words(forecast(store, run)))
+    err.print(in_words(forecast(store, run, store.results.funnel(run.id))))
     read = read or not store.runs.status(run.id).rows_read
     finished = screen_once(definition, database, key=run.key, read=read)
     if as_json:

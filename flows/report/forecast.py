@@ -1,5 +1,6 @@
 """What a resume of a run would do, and cost, before it does it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from db.store import FunnelRow, Run, Store
@@ -26,15 +27,13 @@ class Forecast:
     tiers: list[Waiting]
 
 
-def forecast(store: Store, run: Run) -> Forecast:
-    """What a resume of the run as it stands would ask."""
-    judges, spent = store.tiers.judges(run.id), store.tiers.spent(run.id)
+def forecast(store: Store, run: Run, funnel: Sequence[FunnelRow]) -> Forecast:
+    """What a resume of the run as it stands would ask; `funnel` is the run's, which costs most."""
+    judges = store.tiers.judges(run.id)
     tiers = []
-    for row in store.results.funnel(run.id):
+    for row in funnel:
         count = _waiting(store, run, row, judges[row.position])
-        one = spent[row.position]
-        known = one.usd is not None and one.judged
-        each = (one.usd or 0.0) / one.judged if known else None
+        each = None if row.usd is None or not row.judged else row.usd / row.judged
         usd = 0.0 if not count else None if each is None else round(count * each, 6)
         tiers.append(Waiting(row.tier, count, usd))
     costs = [one.usd for one in tiers if one.usd is not None]

@@ -114,9 +114,13 @@ class Summary:
 
 def summary(store: Store, run: Run) -> Summary:
     """The run as it stands."""
+    return _summary(store, run, store.results.funnel(run.id))
+
+
+def _summary(store: Store, run: Run, funnel: Sequence[FunnelRow]) -> Summary:
     status = store.runs.status(run.id)
     account = status.account
-    tiers = [_tier_summary(row) for row in store.results.funnel(run.id)]
+    tiers = [_tier_summary(row) for row in funnel]
     costs = [tier.usd for tier in tiers if tier.usd is not None]
     out = [one for one in store.batches.all(run.id, open_only=True) if one.state in SENT]
     return Summary(
@@ -142,12 +146,13 @@ def summary(store: Store, run: Run) -> Summary:
 
 def outlook(store: Store, run: Run) -> Summary:
     """The run as it stands, how fresh that is, and what a resume would do."""
-    newest = store.judgements.newest(run.id)
+    funnel = store.results.funnel(run.id)
+    newest = max((row.newest for row in funnel if row.newest is not None), default=None)
     age = None if newest is None else (datetime.now(UTC) - newest).total_seconds()
     return replace(
-        summary(store, run),
+        _summary(store, run, funnel),
         newest_seconds=None if age is None else round(max(age, 0.0), 1),
-        resume=coming.forecast(store, run),
+        resume=coming.forecast(store, run, funnel),
     )
 
 
