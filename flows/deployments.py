@@ -5,12 +5,14 @@ A deployment's form is made for its screen, because its tiers have thresholds of
 
 import asyncio
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
@@ -86,7 +88,7 @@ def register(
     files = [str(one.file) for one in many]
     schedule = _cron(cron, timezone)
     made = []
-    with get_client(sync_client=True) as client:
+    with _server() as client:
         if pool is not None:
             _require_pool(client, pool)
         for one in many:
@@ -145,7 +147,7 @@ def registered() -> list[Registered]:
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
-    with get_client(sync_client=True) as client:
+    with _server() as client:
         found = client.read_deployments(deployment_filter=ours)
         flows = {one.flow_id: client.read_flow(one.flow_id).name for one in found}
         return [
@@ -161,6 +163,24 @@ def registered() -> list[Registered]:
         ]
 
 
+@contextmanager
+def _server() -> Iterator[Any]:
+    """The server, asked.
+
+    Raises:
+        ServerError: it does not answer any more, or refuses.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPError as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ServerError(
+            f"Prefect's server did not do what it was asked: {said}; look whether it runs, and "
+            "then write the same command again"
+        ) from error
+
+
 def delete(name: str) -> list[str]:
     """Take the deployments of a screen from the server; return their flows.
 
@@ -171,7 +191,7 @@ def delete(name: str) -> list[str]:
     if not found:
         known = ", ".join(sorted({one.name for one in registered()})) or "none"
         raise ServerError(f"no deployment of screen '{name}'; the server has: {known}")
-    with get_client(sync_client=True) as client:
+    with _server() as client:
         for one in found:
             client.delete_deployment(one.id)
     return [one.flow for one in found]

@@ -4,6 +4,7 @@ Nothing in here raises: what went wrong is the state's message, which says what 
 """
 
 import re
+import sys
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -21,10 +22,11 @@ from db.store import Change, RunState, Store, StoreError, opened_store
 from flows.calibrate import calibrate as calibrate_flow
 from flows.files.writing import WritingError
 from flows.owner import state_of
-from flows.recorder import recorded
+from flows.recorder import Recorder, recorded
 from flows.report.summary import reuse_line, summary
 from flows.run.screening import prepare, screen_candidates
 from flows.settings import Settings
+from flows.terminal import visible
 from tiers.screenfile.faults import ScreenError
 from tiers.screenfile.file import Screen, load_screen
 from tiers.screenfile.limits import BudgetSection
@@ -33,6 +35,13 @@ from tiers.types import TierError
 EXPECTED = (ScreenError, StoreError, TierError, WritingError)
 OVER = (RunState.DONE, RunState.ALARM, RunState.INCOMPLETE)
 STOPPED = "stopped; what was judged is kept. Start the same run again to go on"
+
+
+def _tell(record: Recorder, fault: str | None) -> None:
+    """Say what is wrong with the screen file, in Prefect and where the serving process does."""
+    if fault is not None:
+        record.say(fault)
+        print(visible(fault), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _named() -> str:
@@ -91,8 +100,7 @@ def screen(
             _move(store, chosen, moves)
             name = f"{definition.screen} {chosen}"
             with recorded("screen", name, tags=[definition.screen]) as record:
-                if fault is not None:
-                    record.say(fault)
+                _tell(record, fault)
                 screen_candidates(
                     definition, key=chosen, limit=limit, read=read, allow_shrink=allow_shrink
                 )
@@ -132,8 +140,7 @@ def calibrate(
         with recorded(
             "calibrate", f"{definition.screen} {chosen}", tags=[definition.screen]
         ) as record:
-            if fault is not None:
-                record.say(fault)
+            _tell(record, fault)
             made = calibrate_flow.fn(
                 definition,
                 key=chosen,

@@ -77,7 +77,17 @@ def test_five_faults_are_five_messages_each_with_its_line(tmp_path: Path) -> Non
     [
         ("name: rescore", "name: fast", "2 tiers are called 'fast'"),
         (", policy: {top: 10000}", "", "has no policy, so it would promote everybody"),
-        ("ask: score", "ask: maybe", "tiers[1].ask"),
+        (
+            "ask: score",
+            "ask: maybe",
+            "tiers[1].ask (line 7): 'maybe' is unknown; write one of: yes_no, score",
+        ),
+        ("ask: yes_no", "ask: yes-no", "did you mean 'yes_no'?"),
+        (
+            "top: 10000",
+            'top: "10,000"',
+            "tiers[1].policy.top (line 7): '10,000' is no number; write digits alone",
+        ),
         ("{{ resume }}", "{{ resume", "no Jinja2"),
         ("reject_below: 0.15", "reject_below: 0.999", "lies above accept_above"),
         ("screen: data-engineers", "screen: data engineers", "screen (line 1)"),
@@ -85,7 +95,7 @@ def test_five_faults_are_five_messages_each_with_its_line(tmp_path: Path) -> Non
         ("ask: score", "ask: score, n_gpu_layer: 3", "did you mean 'n_gpu_layers'?"),
         ("refine", "2nd", "tiers[2].name"),
         ("{accept_above: 0.5}", "{}", "sets nothing"),
-        ("{accept_above: 0.5}", "{accept_above: true}", "valid number"),
+        ("{accept_above: 0.5}", "{accept_above: true}", "is no number"),
         ("ask: score", "ask: score, ask: yes_no", "stands twice"),
     ],
 )
@@ -121,6 +131,7 @@ def test_a_guarantee_is_read_and_moves_no_digest(tmp_path: Path) -> None:
     assert (screen.guarantee.kind, screen.guarantee.target) == ("recall", 0.95)
     assert screen.guarantee.delta == 0.1
     assert screen.digest == load(tmp_path, GOOD).digest
+    assert load(tmp_path, GOOD + PROMISE.replace("0.95", "95 %")).guarantee == screen.guarantee
 
 
 def test_a_guarantee_may_be_left_to_set_the_policies_of_cheaper_tiers(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from db.store import Explanation, JudgementDetail
 from flows.cli import app
 from flows.commands import console
-from flows.commands.console import print_json, print_rows
+from flows.commands.console import Errors, print_json, print_rows
 from flows.commands.results import _show_explanation
 from flows.files.writing import Format, write_results
 from flows.progress import Display, _Log
@@ -35,7 +35,8 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
         ("out", "flows.commands.results"),
         ("err", "flows.commands.console"),
     ):
-        terminal = Terminal(file=seen, force_terminal=True, color_system=None, width=300)
+        kind = Errors if name == "err" else Terminal
+        terminal = kind(file=seen, force_terminal=True, color_system=None, width=300)
         monkeypatch.setattr(f"{module}.{name}", terminal)
     return seen
 
@@ -77,6 +78,15 @@ def test_errors_and_tables_show_it(screen):
     print_rows([{f"x{EVIL}": EVIL, "n": 0.000012}], False, empty="")
     assert screen.getvalue().count(SHOWN) == 3
     assert "1.2e-05" in screen.getvalue()
+
+
+def test_errors_are_lines_of_json_where_that_is_asked(screen, monkeypatch, capsys):
+    monkeypatch.setenv("TAMIS_LOG_FORMAT", "json")
+    with pytest.raises(SystemExit):
+        console.fail(EVIL)
+    told = json.loads(capsys.readouterr().err)
+    assert (told["event"], told["message"]) == ("error", EVIL)
+    assert not screen.getvalue()
 
 
 def test_progress_and_what_tiers_log_show_it(screen, capsys):

@@ -88,7 +88,7 @@ def test_metrics_listen_on_loopback_and_a_taken_port_is_told(tmp_path: Path) -> 
     port = free_port()
     url = f"sqlite:///{tmp_path}/none.db"
     with served_metrics(url, port):
-        assert scraped(port) == {("tamis_database_up",): 0}
+        assert scraped(port) == {("tamis_database_up",): 1}  # before the first run
         assert not (tmp_path / "none.db").exists()
         listening = psutil.Process().net_connections("tcp")
         assert {one.laddr.ip for one in listening if one.laddr.port == port} == {"127.0.0.1"}
@@ -97,6 +97,8 @@ def test_metrics_listen_on_loopback_and_a_taken_port_is_told(tmp_path: Path) -> 
     check_ready(url)
     with served_metrics(url, port):
         assert scraped(port)[("tamis_database_up",)] == 1
+    with served_metrics(f"postgresql://127.0.0.1:{free_port()}/none", port):
+        assert scraped(port) == {("tamis_database_up",): 0}
 
 
 # OpenTelemetry

@@ -301,26 +301,39 @@ def _connected(address: str, tier: str) -> tuple[Any, bool]:
         raise MissingExtra(said) from error
     if ray.is_initialized():
         return ray, False
-    nobody = (
-        f"tier '{tier}': no Ray cluster answers at '{address}'; start one with "
-        "'ray start --head --disable-usage-stats', and write its address under workers: "
-        "{ray: HOST:6379}, or leave workers out"
-    )
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        try:  # Ray itself tries for 80 seconds, and then ends the process
-            socket.create_connection((host, int(port)), 5).close()
-        except OSError as error:
-            raise TierError(nobody) from error
+    require_head(address, tier)  # Ray itself tries for 80 seconds, and ends the process
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, SystemExit) as error:
-        raise TierError(nobody) from error
+        raise TierError(_nobody(address, tier)) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray has set one of its own
     return ray, True
+
+
+def require_head(address: str, tier: str) -> None:
+    """Refuse an address at which nothing listens; `auto` is for Ray to find.
+
+    Raises:
+        TierError: nothing does.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except OSError as error:
+        raise TierError(_nobody(address, tier)) from error
+
+
+def _nobody(address: str, tier: str) -> str:
+    return (
+        f"tier '{tier}': no Ray cluster answers at '{address}'; start one with "
+        "'ray start --head --disable-usage-stats', and write its address under workers: "
+        "{ray: HOST:6379}, or leave workers out"
+    )
 
 
 def _words_of(error: Exception) -> str:

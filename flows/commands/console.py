@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -12,12 +13,8 @@ import typer
 from flows.terminal import Terminal, json_text, number, visible
 
 if TYPE_CHECKING:
-    from db.store import Store
-    from flows.settings import Settings
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from db.store import Run, Store
+    from flows.settings import Settings
 
 DONE, USAGE, UNFINISHED, UNKEPT, BUSY, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
@@ -80,9 +77,21 @@ MetricsPort = Annotated[
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The screen file.")]
 
 
+class Errors(Terminal):
+    """Where commands say what is not their result: as text, or as lines of JSON where asked."""
+
+    def print(self, *objects: Any, event: str = "message", **settings: Any) -> None:
+        if os.environ.get("TAMIS_LOG_FORMAT") != LogFormats.JSON:
+            super().print(*objects, **settings)
+            return
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        said = " ".join(str(each) for each in objects).strip()
+        print(json_text({"at": at, "event": event, "message": said}), file=sys.stderr, flush=True)
+
+
 # A table cut to the 80 columns of a pipe helps nobody.
 out = Terminal(width=None if sys.stdout.isatty() else 160)
-err = Terminal(stderr=True)
+err = Errors(stderr=True)
 
 
 def settings() -> "Settings":
@@ -128,7 +137,7 @@ def metrics(database: str | None, port: int | None) -> AbstractContextManager[No
 
 def fail(message: str, code: int = USAGE) -> NoReturn:
     """End the command with a message."""
-    err.print(message, style="red")
+    err.print(message, event="error", style="red")
     raise SystemExit(code)
 
 

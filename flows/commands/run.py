@@ -77,6 +77,11 @@ def init(
     """Write a commented screen file and sample data to start from."""
     from demo.records import applicants
 
+    if folder.is_file():
+        fail(
+            f"{folder} is a file; name a folder, such as tamis init my-screen, and write "
+            f"{folder.name} after from: in its screen.yaml"
+        )
     target, data, models = folder / "screen.yaml", folder / "applicants.csv", folder / "models"
     for path in (target, data, models):
         if path.exists():

@@ -9,11 +9,12 @@ from flows.files.ingest import first_text
 from flows.files.sources import sources
 from flows.files.writing import WritingError
 from flows.settings import load_keys
+from tiers.cluster import require_head
 from tiers.opening import inspect
 from tiers.prices import check_prices, price_of
 from tiers.screenfile.faults import ScreenError
 from tiers.screenfile.file import Screen
-from tiers.screenfile.tiers import RemoteTier
+from tiers.screenfile.tiers import EngineTier, RemoteTier
 from tiers.tier import Job, job_of
 from tiers.types import TierError
 
@@ -81,6 +82,8 @@ def inspect_screen(definition: Screen) -> ScreenInspection:
     for position in range(len(definition.tiers)):
         job = job_of(definition, position)
         try:
+            if isinstance(job.config, EngineTier) and job.config.workers is not None:
+                require_head(job.config.workers.ray, job.config.name)
             seen = inspect(job, text)._asdict()
             found.tiers.append(TierInspection(job.config.name, **seen, price=_price(job)))
         except TierError as error:
@@ -101,7 +104,7 @@ def show_inspection(found: ScreenInspection, console: Console) -> None:
             console.print(f"price {tier.price}")
         if tier.key is not None:
             console.print(f"key {tier.key}")
-        if tier.prompt is None:
+        if tier.prompt is None or found.candidate is None:
             continue
         if tier.shared_tokens is not None:
             console.print(

@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from db.engine import check_ready
+from db.errors import EmptyDatabase
 from db.store import DatabaseError, RunState, RunStatus, Store, opened_store
 from flows.owner import state_of
 from flows.server import ServerError
@@ -58,9 +59,12 @@ class _Runs(Collector):
             check_ready(self._database, create=False)
             with opened_store(self._database) as store:
                 families = [*_of_runs(store, store.runs.newest(RUNS))]
+            answered = True
+        except EmptyDatabase:  # before the first run
+            answered, families = True, []
         except DatabaseError:
-            families = []
-        up.add_metric([], 1 if families else 0)
+            answered, families = False, []
+        up.add_metric([], float(answered))
         yield up
         yield from families
 

@@ -1,6 +1,7 @@
 """The faults of a screen file, each with its place, its line and what to write instead."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -144,7 +145,19 @@ def problem_of(fault: Any, tree: yaml.Node | None, sections: Sections) -> str:
         case "union_tag_invalid":
             given = fault["input"].get("backend") if isinstance(fault["input"], dict) else None
             said = f"backend '{given}' is unknown; write one of: {', '.join(BACKENDS)}"
+        case "literal_error":
+            said = _unknown_word(fault["input"], fault["ctx"]["expected"])
+        case "float_parsing" | "int_parsing" | "float_type" | "int_type":
+            said = f"'{fault['input']}' is no number; write digits alone, such as 1000 or 0.95"
     return f"{place} (line {line}): {said}"
+
+
+def _unknown_word(given: Any, expected: str) -> str:
+    """What pydantic expects reads `'a', 'b' or 'c'`."""
+    known = re.findall(r"'([^']*)'", expected)
+    near = difflib.get_close_matches(str(given), known, n=1)
+    advice = f"did you mean '{near[0]}'?" if near else f"write one of: {', '.join(known)}"
+    return f"'{given}' is unknown; {advice}"
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
@@ -165,7 +178,8 @@ def _locate(place: tuple[str | int, ...], tree: yaml.Node | None) -> tuple[str, 
     line = 1
     for step in place:
         below = _child(node, step)
-        if (below is None and step != place[-1]) or str(step).startswith("@"):
+        absent = below is None and not (step == place[-1] and isinstance(node, yaml.MappingNode))
+        if absent or str(step).startswith("@"):
             continue
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
         if below is not None:

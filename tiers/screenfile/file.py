@@ -141,7 +141,9 @@ class Screen(Section):
         except ValidationError as error:
             inside = [
                 InitErrorDetails(
-                    type=PydanticCustomError(fault["type"], "{said}", {"said": fault["msg"]}),
+                    type=PydanticCustomError(
+                        fault["type"], "{said}", {**fault.get("ctx", {}), "said": fault["msg"]}
+                    ),
                     loc=fault["loc"],
                     input=fault["input"],
                 )
@@ -206,7 +208,8 @@ def load_screen(path: Path | str, *, allow_code: bool = False) -> Screen:
     try:
         screen = Screen.model_validate(value)
     except ValidationError as error:
-        problems += [problem_of(fault, tree, SECTIONS) for fault in error.errors()]
+        found = (problem_of(fault, tree, SECTIONS) for fault in error.errors())
+        problems += dict.fromkeys(found)  # of a choice of types each tells the same
         raise ScreenError(str(path), problems) from error
     folder = path.resolve().parent
     if allow_code:

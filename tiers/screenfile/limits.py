@@ -73,7 +73,7 @@ class GuaranteeSection(Section):
     approval: bool = False
     """Whether a person has to approve of certified thresholds before they take effect."""
 
-    @field_validator("audit", mode="before")
+    @field_validator("recall", "precision", "accuracy", "confidence", "audit", mode="before")
     @classmethod
     def _percent(cls, share: Any) -> Any:
         written = re.fullmatch(r"([0-9.]+) ?%", share) if isinstance(share, str) else None
