@@ -5,12 +5,13 @@ SQLAlchemy.
 """
 
 import gc
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, TextClause, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -70,6 +71,13 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
         raise explained(error, engine.url) from error
 
 
+_JOIN = re.compile(
+    r"(?P<kind>CROSS|LEFT) JOIN (?P<table>\w+)(?: AS (?P<alias>\w+))?\s+ON (?P<on>.*?)\n"
+    r"(?=\s*(?:CROSS|LEFT|WHERE|ORDER|ON CONFLICT|\)|$))",
+    re.DOTALL,
+)
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Without Python's collector, which would look at thousands of new tuples in vain."""
@@ -107,13 +115,23 @@ def fresh_statistics(connection: Connection, *tables: str) -> None:
         connection.exec_driver_sql(f"ANALYZE {', '.join(tables)}")
 
 
-def in_written_order(connection: Connection) -> None:
-    """Have Postgres join from left to right too, in this transaction.
+def in_order(sql: str) -> dict[str, TextClause]:
+    """A statement by dialect that goes from left to right through its joins, by index.
 
-    Its statistics know of no row of a reading that is under way: it would begin with those.
+    Each join is to be written `CROSS JOIN table ON ...` or `LEFT JOIN table ON ...`, in lines of
+    its own. SQLite does a cross join as it is written. Postgres plans by statistics, which know
+    nothing of rows that have just come, and keeps a plan that it made when a table was empty: so
+    that it would go through all rows for each thousand. It does a lateral join as it is written.
     """
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET LOCAL join_collapse_limit = 1")
+
+    def as_lateral(found: re.Match[str]) -> str:
+        kind = "INNER" if found["kind"] == "CROSS" else found["kind"]
+        name = found["alias"] or found["table"]
+        rows = f"SELECT * FROM {found['table']} AS {name} WHERE {found['on']} OFFSET 0"  # noqa: S608
+        return f"{kind} JOIN LATERAL ({rows}) AS {name} ON true\n"
+
+    lateral = _JOIN.sub(as_lateral, sql)
+    return {"sqlite": text(sql), "postgresql": text(lateral)}
 
 
 def checkpoint_after(connection: Connection, pages: int) -> None:

@@ -12,7 +12,7 @@ from db.bulk import (
     add_missing,
     checkpoint_after,
     fresh_statistics,
-    in_written_order,
+    in_order,
     stage,
     storable,
     uncollected,
@@ -33,64 +33,72 @@ _STAGED = Staging(
 _TEXT = {"digest": "bytea", "body": "text"}
 _FIELDS = {"candidate_id": "int8", "fields": "text", "from_text": "text"}
 
-# CROSS JOIN makes SQLite loop from left to right: from the chunk, by index, to what it meets.
-_CONFLICTS = text("""
+# From the chunk, by index, to what it meets.
+_CONFLICTS = in_order("""
     SELECT staged_row.key
-    FROM staged_row CROSS JOIN candidate CROSS JOIN verdict
-    WHERE candidate.screen = :screen
+    FROM staged_row
+    CROSS JOIN candidate
+      ON candidate.screen = :screen
       AND candidate.key = staged_row.key
       AND candidate.digest <> staged_row.digest
-      AND verdict.run_id = :run_id
+    CROSS JOIN verdict
+      ON verdict.run_id = :run_id
       AND verdict.candidate_id = candidate.id
       AND verdict.ingest = :ingest
 """)
 _DROP_CONFLICT = text("DELETE FROM staged_row WHERE key = :key")
-_KNOWN = text("""
+_KNOWN = in_order("""
     SELECT staged_row.key
-    FROM staged_row CROSS JOIN candidate
-    WHERE candidate.screen = :screen
+    FROM staged_row
+    CROSS JOIN candidate
+      ON candidate.screen = :screen
       AND candidate.key = staged_row.key
       AND candidate.digest = staged_row.digest
 """)
-_CHANGED = text("""
+_CHANGED = in_order("""
     SELECT COUNT(DISTINCT staged_row.key)
-    FROM staged_row CROSS JOIN candidate
-    WHERE candidate.screen = :screen
+    FROM staged_row
+    CROSS JOIN candidate
+      ON candidate.screen = :screen
       AND candidate.key = staged_row.key
-      AND NOT EXISTS (
-        SELECT 1 FROM candidate AS same
-        WHERE same.screen = :screen
-          AND same.key = staged_row.key
-          AND same.digest = staged_row.digest
-      )
+    LEFT JOIN candidate AS same
+      ON same.screen = :screen
+      AND same.key = staged_row.key
+      AND same.digest = staged_row.digest
+    WHERE same.id IS NULL
 """)
-_ADD_CANDIDATES = text("""
+_ADD_CANDIDATES = in_order("""
     INSERT INTO candidate (screen, key, digest, text_id, problem)
     SELECT :screen, staged_row.key, staged_row.digest, text.id, staged_row.problem
-    FROM staged_row LEFT JOIN text ON text.digest = staged_row.text_digest
+    FROM staged_row
+    LEFT JOIN text ON text.digest = staged_row.text_digest
     WHERE true
     ON CONFLICT (screen, key, digest) DO NOTHING
     RETURNING id, key
 """)
-_MET_BEFORE = text("""
+_MET_BEFORE = in_order("""
     SELECT COUNT(*)
-    FROM staged_row CROSS JOIN candidate CROSS JOIN verdict
-    WHERE candidate.screen = :screen
+    FROM staged_row
+    CROSS JOIN candidate
+      ON candidate.screen = :screen
       AND candidate.key = staged_row.key
       AND candidate.digest = staged_row.digest
-      AND verdict.run_id = :run_id
+    CROSS JOIN verdict
+      ON verdict.run_id = :run_id
       AND verdict.candidate_id = candidate.id
       AND verdict.ingest = :ingest
 """)
-_ADD_VERDICTS = text("""
+_ADD_VERDICTS = in_order("""
     INSERT INTO verdict (run_id, candidate_id, position, outcome, why, ingest, since)
     SELECT :run_id, candidate.id, 0,
       CASE WHEN candidate.problem IS NOT NULL THEN 'review' END, candidate.problem,
       :ingest, :ingest
-    FROM staged_row CROSS JOIN candidate
-    WHERE candidate.screen = :screen
+    FROM staged_row
+    CROSS JOIN candidate
+      ON candidate.screen = :screen
       AND candidate.key = staged_row.key
       AND candidate.digest = staged_row.digest
+    WHERE true
     ON CONFLICT (run_id, candidate_id) DO UPDATE SET ingest = excluded.ingest
 """)
 # Another candidate under the same key, met by this reading: the content changed, the key stays.
@@ -196,8 +204,6 @@ class Candidates(Noun):
         with uncollected(), self._writing() as connection:
             checkpoint_after(connection, _PAGES)
             target = _target(connection, run_id)
-            if target.ingest > 1:  # a first reading is faster as Postgres plans it
-                in_written_order(connection)
             return _add(connection, target, rows, source)
 
     def add_bad(self, run_id: int, rows: Sequence[BadRow]) -> None:
@@ -230,6 +236,7 @@ class Candidates(Noun):
             InputRefused: more than half would leave it; `cancel` takes the reading back.
         """
         with self._writing() as connection:
+            fresh_statistics(connection, "text", "candidate", "candidate_fields", "verdict")
             target = _target(connection, run_id)
             gone = _forget_gone(connection, target, whole=whole, allow_shrink=allow_shrink)
             _check_conservation(connection, target, rows_read, duplicates)
@@ -239,7 +246,6 @@ class Candidates(Noun):
                 .values(rows_read=rows_read, rows_duplicate=duplicates)
             )
             checkpoint_after(connection, _PAGES_ELSE)
-            fresh_statistics(connection, "text", "candidate", "candidate_fields", "verdict")
             return gone
 
     def cancel(self, run_id: int) -> None:
@@ -281,16 +287,16 @@ def _add(connection: Connection, target: _Target, rows: Sequence[Row], source: s
     for row in rows:
         chunk.take(row)
     stage(connection, _STAGED, [kept.staged for kept in chunk.kept.values()])
-    parameters = target._asdict()
-    for key in set(connection.execute(_CONFLICTS, parameters).scalars()):
+    parameters, dialect = target._asdict(), connection.dialect.name
+    for key in set(connection.execute(_CONFLICTS[dialect], parameters).scalars()):
         chunk.clash(key)
         connection.execute(_DROP_CONFLICT, {"key": key})
-    known = set(connection.execute(_KNOWN, parameters).scalars())
+    known = set(connection.execute(_KNOWN[dialect], parameters).scalars())
     fresh = len(chunk.kept) - len(known)
-    changed = connection.scalar(_CHANGED, parameters) or 0 if fresh else 0
-    met = connection.scalar(_MET_BEFORE, parameters) or 0 if known else 0
+    changed = connection.scalar(_CHANGED[dialect], parameters) or 0 if fresh else 0
+    met = connection.scalar(_MET_BEFORE[dialect], parameters) or 0 if known else 0
     _add_candidates(connection, chunk, known, target.screen)
-    connection.execute(_ADD_VERDICTS, parameters)
+    connection.execute(_ADD_VERDICTS[dialect], parameters)
     _add_bad(connection, target.run_id, chunk.bad)
     return Ingested(
         new=fresh - changed,
@@ -311,7 +317,7 @@ def _add_candidates(connection: Connection, chunk: "_Chunk", known: set[str], sc
         if kept.text_digest is not None and key not in known
     ]
     add_missing(connection, "text", _TEXT, texts)
-    added = connection.execute(_ADD_CANDIDATES, {"screen": screen}).all()
+    added = connection.execute(_ADD_CANDIDATES[connection.dialect.name], {"screen": screen}).all()
     fields = [(id_, *chunk.kept[key].beside()) for id_, key in added]
     add_missing(connection, "candidate_fields", _FIELDS, fields)
 

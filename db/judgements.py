@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, text
 
-from db.bulk import Noun, Staging, now, stage, storable
+from db.bulk import Noun, Staging, in_order, now, stage, storable
 from db.models import UtcDateTime
 from tiers.types import Candidate, Judgement
 
@@ -47,25 +47,25 @@ _RECORD = text(f"""
     bindparam("judged_at", type_=UtcDateTime())
 )
 
-# CROSS JOIN makes SQLite walk the texts in order, so that a page costs a page.
-_UNJUDGED = text("""
+# Through the texts in order, so that a page costs a page.
+_UNJUDGED = in_order("""
     SELECT text.id, text.body
     FROM (
       SELECT DISTINCT candidate.text_id AS id
       FROM candidate
       CROSS JOIN verdict
-      LEFT JOIN judgement
-        ON judgement.judge_id = :judge_id AND judgement.text_id = candidate.text_id
-      WHERE candidate.text_id > :after
-        AND verdict.run_id = :run_id
+        ON verdict.run_id = :run_id
         AND verdict.candidate_id = candidate.id
         AND verdict.position = :position
         AND verdict.outcome IS NULL
+      LEFT JOIN judgement
+        ON judgement.judge_id = :judge_id AND judgement.text_id = candidate.text_id
+      WHERE candidate.text_id > :after
         AND (judgement.text_id IS NULL OR judgement.failed)
       ORDER BY candidate.text_id
       LIMIT :limit
     ) AS waiting
-    JOIN text ON text.id = waiting.id
+    CROSS JOIN text ON text.id = waiting.id
     ORDER BY text.id
 """)
 _COUNT_UNJUDGED = text("""
@@ -124,7 +124,8 @@ class Judgements(Noun):
             "after": after, "limit": limit,
         }  # fmt: skip
         with self._reading() as connection:
-            return [Candidate(*row) for row in connection.execute(_UNJUDGED, parameters)]
+            statement = _UNJUDGED[connection.dialect.name]
+            return [Candidate(*row) for row in connection.execute(statement, parameters)]
 
     def count_unjudged(self, run_id: int, position: int, judge_id: int) -> int:
         """How many texts `unjudged` would give in all."""

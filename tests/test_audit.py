@@ -269,7 +269,7 @@ def test_an_audit_costs_what_it_asks_and_nothing_twice(folder: Path) -> None:
         ("{recall: 0.9, against: large, labels: 9, audit: 0.5%}", None),
         ("{recall: 0.9, against: large, labels: 9, audit: 0.005}", None),
         ("{recall: 0.9, against: large, labels: 9, audit: 120 %}", "less than 1"),
-        ("{recall: 0.9, against: large, labels: 9, audit: some}", "valid number"),
+        ("{recall: 0.9, against: large, labels: 9, audit: some}", "is no number"),
         ("{recall: 0.9, against: people, labels: 9, audit: 1 %}", "against: with the last tier's"),
         ("{accuracy: 0.9, against: large, labels: 9, audit: 1 %}", "write recall"),
     ],

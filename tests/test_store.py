@@ -1,4 +1,5 @@
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
-from db.bulk import transaction
+from db import candidates, judgements
+from db.bulk import stage, transaction
 from db.engine import check_ready, open_engine
 from db.store import (
     BadRow,
@@ -653,3 +655,19 @@ def test_taking_back_from_a_tier_on_leaves_what_came_before_and_other_runs(store
     store.verdicts.redecide(run.id, 0)
     assert verdicts() == whole
     assert list(store.results.all(other.id)) == before
+
+
+def test_postgres_goes_by_index_however_little_it_knows_of_the_tables(postgres_url: str) -> None:
+    """Else each thousand of a large reading, or of a tier, would go through all rows."""
+    check_ready(postgres_url)
+    engine = open_engine(postgres_url)
+    values = {"screen": "s", "run_id": 1, "ingest": 1, "position": 0, "judge_id": 1, "after": 0, "limit": 9}  # fmt: skip
+    with engine.connect() as connection:
+        stage(connection, candidates._STAGED, [])
+        for statement in (candidates._CONFLICTS, candidates._KNOWN, candidates._CHANGED, candidates._MET_BEFORE, candidates._ADD_CANDIDATES, candidates._ADD_VERDICTS, judgements._UNJUDGED):  # fmt: skip
+            sql = statement["postgresql"].text
+            plan = "\n".join(connection.execute(text(f"EXPLAIN {sql}"), values).scalars())
+            read = set(re.findall(r"Seq Scan on (\w+)", plan))
+            assert read <= {"staged_row"}, plan
+            assert "Hash" not in plan
+    engine.dispose()

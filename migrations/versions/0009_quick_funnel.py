@@ -97,21 +97,18 @@ QUICK = COUNTS.format(
     no_newest=",\n    NULL AS newest",
     newest=",\n    MAX(judgement.judged_at)",
     answered="""\
-COUNT(CASE
-      WHEN audited.run_id IS NULL AND (
-        verdict.position > run_tier.position OR verdict.outcome IN ('accept', 'reject')
-      ) THEN 1
-      WHEN EXISTS (
-        SELECT 1 FROM candidate
-        JOIN judgement
-          ON judgement.judge_id = run_tier.judge_id AND judgement.text_id = candidate.text_id
-        WHERE candidate.id = verdict.candidate_id
-      ) THEN 1
-    END)""",
+COUNT(CASE WHEN candidate.id IS NULL THEN verdict.candidate_id ELSE judgement.text_id END)""",
     verdicts="""\
   LEFT JOIN (SELECT DISTINCT audit.run_id FROM audit) AS audited ON audited.run_id = run.id
   LEFT JOIN verdict
-    ON verdict.run_id = run_tier.run_id AND verdict.position >= run_tier.position""",
+    ON verdict.run_id = run_tier.run_id AND verdict.position >= run_tier.position
+  LEFT JOIN candidate ON candidate.id = CASE
+    WHEN audited.run_id IS NULL AND verdict.position > run_tier.position THEN NULL
+    WHEN audited.run_id IS NULL AND verdict.outcome IN ('accept', 'reject') THEN NULL
+    ELSE verdict.candidate_id
+  END
+  LEFT JOIN judgement
+    ON judgement.judge_id = run_tier.judge_id AND judgement.text_id = candidate.text_id""",
 )
 SLOW = COUNTS.format(
     newest_of_all="",
