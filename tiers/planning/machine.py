@@ -142,7 +142,7 @@ def _processor(root: Path) -> tuple[str, list[str]]:
     except OSError:
         features = ["NEON"] if platform.machine() == "arm64" else []
         return platform.processor() or platform.machine(), features
-    facts = {}
+    facts: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
         facts.setdefault(name.strip().lower(), value.strip())

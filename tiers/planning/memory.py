@@ -45,8 +45,11 @@ class Need(NamedTuple):
 
     @property
     def total(self) -> int:
-        """With the engine's own. Weights that are laid out anew for the processor (CPU_REPACK)
-        count once: the file's pages, from which they came, are the system's to drop."""
+        """With the engine's own.
+
+        Weights that are laid out anew for the processor (CPU_REPACK) count once: the file's
+        pages, from which they came, are the system's to drop.
+        """
         return self.weights + self.cache + self.compute + ENGINE_BYTES
 
 

@@ -202,7 +202,11 @@ def _shape(path: Path, facts: dict[str, Any], tensors: list[_Tensor], weights: i
             raise TierError(f"'{path}' lacks the entry {kind}.{name}; it is no language model")
         return value
 
-    layers, width, heads = fact("block_count"), fact("embedding_length"), fact("attention.head_count")
+    layers, width, heads = (
+        fact("block_count"),
+        fact("embedding_length"),
+        fact("attention.head_count"),
+    )
     most = max(heads) if isinstance(heads, list) else heads
     key = fact("attention.key_length", width // max(most, 1))
     value = fact("attention.value_length", key)
