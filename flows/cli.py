@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from flows.commands import (
     batches,
+    bench,
     changes,
     check,
     control,
@@ -63,6 +64,7 @@ for group in (
     control,
     changes,
     guarantee,
+    bench,
     database,
     batches,
     labels,

@@ -52,7 +52,7 @@ def fits_of(jobs: Iterable[Job], machine: Machine) -> tuple[list[Fit], list[str]
         if isinstance(job.config, LlamaTier):
             try:
                 contexts.append((context_of(job).cells, job))
-                found.append(_fit(job, machine, _own(job.config), chosen=True))
+                found.append(_fit(job, machine, own_shape(job.config), chosen=True))
             except TierError as error:
                 wrong.append(f"tier '{job.config.name}': {error}")
     if contexts:
@@ -71,8 +71,8 @@ def presets_for(job: Job, machine: Machine) -> list[Fit]:
     ]
 
 
-def _own(config: LlamaTier) -> Shape:
-    """The shape of the tier's own model.
+def own_shape(config: LlamaTier) -> Shape:
+    """The shape of a tier's own model.
 
     Raises:
         TierError: the file is not there, or is cut, or nothing is known of it before it is fetched.

@@ -53,6 +53,18 @@ class Need(NamedTuple):
         return self.weights + self.cache + self.compute + ENGINE_BYTES
 
 
+def shared_tokens(job: Job) -> int:
+    """About how many tokens all candidates of a tier share, by its characters.
+
+    Raises:
+        TypeError: no model of ours reads the tier's prompt.
+    """
+    config = config_of(job, LlamaTier)
+    fields = config.ask.fields if isinstance(config.ask, JsonAsk) else config.ask
+    prompt = compose(job.rubric, question_for(fields), config.prompt)
+    return len(prompt.head) // CHARACTERS_PER_TOKEN + 1
+
+
 def context_of(job: Job, trained: int | None = None) -> Context:
     """The context that a tier gets, by the length of its prompt; no tokenizer is loaded.
 
@@ -64,9 +76,7 @@ def context_of(job: Job, trained: int | None = None) -> Context:
         TierError: `context_tokens` is too small.
     """
     config = config_of(job, LlamaTier)
-    fields = config.ask.fields if isinstance(config.ask, JsonAsk) else config.ask
-    prompt = compose(job.rubric, question_for(fields), config.prompt)
-    shared = len(prompt.head) // CHARACTERS_PER_TOKEN + 1
+    shared = shared_tokens(job)
     longest = config.max_candidate_tokens
     if trained is not None:
         longest = max(1, min(longest, trained - shared))

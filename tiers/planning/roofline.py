@@ -12,7 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from tiers.planning.fit import own_shape
+from tiers.planning.machine import Machine
+from tiers.planning.memory import BYTES, shared_tokens
 from tiers.planning.shape import Shape
+from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.tiers import LlamaTier
+from tiers.tier import Job
 
 KEPT_DAYS = 30
 GEMM_SIZE = 1536
@@ -117,6 +123,37 @@ def roofline(
     )
 
 
+def explain(
+    job: Job,
+    ceilings: Ceilings,
+    own: float,
+    *,
+    written: float = 0.0,
+    measured: float | None = None,
+) -> list[tuple[str, str]]:
+    """What a tier of a screen could do at most: rows of name and words, for people.
+
+    Args:
+        job: the tier's.
+        ceilings: of the machine, from `ceilings_for`.
+        own: tokens of a usual candidate's own prompt.
+        written: tokens of a usual reply of a `json` tier.
+        measured: candidates a second that it reached; None where it was not measured.
+
+    Raises:
+        TierError: the model's file is not there, or is cut.
+    """
+    config = job.config
+    if not isinstance(config, LlamaTier):
+        return [("tier", config.name), ("ceiling", "not known: its machine is not ours to see")]
+    together = config.active if isinstance(config.ask, JsonAsk) else 1
+    found = roofline(
+        own_shape(config), ceilings, own=own, shared=shared_tokens(job), written=written,
+        together=together, kv_bytes=BYTES[config.kv_type],
+    )  # fmt: skip
+    return explained(config.name, found, ceilings, measured)
+
+
 def explained(
     tier: str, found: Roofline, ceilings: Ceilings, measured: float | None = None
 ) -> list[tuple[str, str]]:
@@ -144,6 +181,17 @@ def explained(
     ]  # fmt: skip
 
 
+def ceilings_for(job: Job, machine: Machine, folder: Path) -> Ceilings:
+    """Those of the cards where a tier uses them and the table knows them, else as measured."""
+    on_gpu = isinstance(job.config, LlamaTier) and job.config.n_gpu_layers != 0
+    for gpu in machine.gpus if on_gpu else ():
+        words = set(gpu.name.lower().replace("-", " ").split())
+        for name, row in reversed(HARDWARE.items()):
+            if name.rpartition("-")[2] in words or name.partition("-")[0] in words:
+                return row
+    return measured_ceilings(folder, machine.processor, machine.cores)
+
+
 def measured_ceilings(folder: Path, processor: str, cores: float) -> Ceilings:
     """What this processor does, measured for a second, and kept in the data folder for a month.
 
@@ -161,7 +209,10 @@ def measured_ceilings(folder: Path, processor: str, cores: float) -> Ceilings:
         pass
     today = datetime.now(UTC).date()
     found = Ceilings(
-        f"{processor}, {cores:g} cores", _gemm(), _stream(), f"measured by NumPy on {today}"
+        f"{processor}, {cores:g} cores",
+        _gemm(),
+        _stream(max(1, int(cores))),
+        f"measured by NumPy on {today}",
     )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept.write_text(json.dumps({"mark": mark, "at": time.time(), "ceilings": found}))
@@ -176,12 +227,15 @@ def _gemm() -> float:
     return 2.0 * GEMM_SIZE**3 / _best(lambda: left @ right)
 
 
-def _stream() -> float:
-    """Bytes a second of the best of some sums over memory."""
+def _stream(threads: int) -> float:
+    """Bytes a second of the best of some sums over memory, in as many threads as cores."""
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
 
-    stream = np.ones(STREAM_BYTES // 8)
-    return STREAM_BYTES / _best(stream.sum)
+    parts = np.array_split(np.ones(STREAM_BYTES // 8), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return STREAM_BYTES / _best(lambda: list(pool.map(np.sum, parts)))
 
 
 def _best(work: Callable[[], object]) -> float:
