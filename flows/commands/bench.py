@@ -67,8 +67,9 @@ def bench(
         _show(kept, as_json, rows=[], history=True)
         return
     chosen = [i for i, name in enumerate(names) if tier in (None, name)]
+    rows: list[list[tuple[str, str]]] = []
     if report is not None:
-        found, rows = _imported(definition, names[chosen[0]], report), []
+        found = _imported(definition, names[chosen[0]], report)
     else:
         sizes, many = _numbers(batch_sizes, "--batch-sizes"), _numbers(concurrency, "--concurrency")
         files = [part.strip() for part in quantizations.split(",") if part.strip()]
@@ -139,7 +140,9 @@ def _announced(plan: "Plan") -> str:
         f"{', '.join(map(str, plan.batch_sizes))} at once"
         + (f", {many} under way" if many else "")
         + (f", {len(plan.models)} models" if len(plan.models) > 1 else "")
-        + f": {plan.judgements:,} answers{cost}"
+        + f": {plan.judgements:,} answers"
+        + (", or more for a second each" if plan.repeats else "")
+        + cost
     )
 
 
@@ -226,7 +229,9 @@ def _show(
             {"benchmarks": [asdict(one) for one in found], "rooflines": [dict(one) for one in rows]}
         )
         return
-    print_rows([_row(one, history) for one in found], False, empty="nothing was measured yet")
+    print_rows(_shown([_row(one, history) for one in found]), False, empty="nothing measured yet")
+    if found and not history and all(one.gpu_memory is None for one in found):
+        out.print("GPU: not measured: no card seen (pip install 'tamis[gpu]' for NVIDIA's)")
     for one in found:
         if one.problem:
             out.print(f"{one.tier}, {one.model}: not measured: {one.problem}", style="red")
@@ -240,10 +245,22 @@ def _show(
                 out.print(_suggestion(one), style="green")
 
 
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the columns in which no row says anything."""
+    return [
+        {
+            name: cell
+            for name, cell in row.items()
+            if any(one[name] not in ("-", "") for one in rows)
+        }
+        for row in rows
+    ]
+
+
 def _suggestion(one: "Benchmark") -> str:
     many = f", concurrency {one.concurrency}" if one.concurrency else ""
     size = f"blocks of {one.batch_size}" if one.batch_size else "as imported"
-    return f"{one.tier}, {one.model}: {size}{many} ({one.rate or 0:,.1f} candidates/s)"
+    return f"{one.tier}, {Path(one.model).name}: {size}{many} ({one.rate or 0:,.1f} candidates/s)"
 
 
 def _row(one: "Benchmark", history: bool) -> dict[str, Any]:
@@ -258,18 +275,18 @@ def _row(one: "Benchmark", history: bool) -> dict[str, Any]:
         "model": Path(one.model).name,
         "at once": told(one.batch_size, ",.0f"),
         "under way": told(one.concurrency, ",.0f"),
-        "per second": "not measured" if one.rate is None else f"{one.rate:,.1f}",
+        "/s": "not measured" if one.rate is None else f"{one.rate:,.1f}",
         "P50 ms": told(one.p50, ",.1f", 1000),
         "P95 ms": told(one.p95, ",.1f", 1000),
         "P99 ms": told(one.p99, ",.1f", 1000),
-        "first token ms": told(one.first_token, ",.1f", 1000),
+        "first ms": told(one.first_token, ",.1f", 1000),
         "read tok/s": told(one.prefill_rate, ",.0f"),
-        "written tok/s": told(one.decode_rate, ",.0f"),
-        "memory MB": told(one.peak_memory, ",.0f", 1e-6),
+        "write tok/s": told(one.decode_rate, ",.0f"),
+        "MB": told(one.peak_memory, ",.0f", 1e-6),
         "GPU MB": told(one.gpu_memory, ",.0f", 1e-6),
         "GPU busy": told(one.gpu_utilisation, ".0%"),
         "per dollar": told(one.per_dollar, ",.0f"),
         "agreement": told(one.agreement, ".1%"),
-        "flips (near)": "-" if one.flips is None else f"{one.flips} ({one.flips_near})",
+        "flips, near": "-" if one.flips is None else f"{one.flips} ({one.flips_near})",
         "": "suggested" if one.suggested else "",
     }

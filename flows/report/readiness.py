@@ -18,7 +18,6 @@ from db.errors import DatabaseError, EmptyDatabase, shown
 from flows.server import answering_server, configured_server
 from flows.settings import Settings, load_keys
 from tiers.backends.files import PRESETS, kept_file
-from tiers.backends.openai.account import key_of
 from tiers.planning.fit import Fit, fits_of, presets_for
 from tiers.planning.machine import Machine, can_see_nvidia, look
 from tiers.prices import check_prices
@@ -183,6 +182,8 @@ def _prices(definition: Screen) -> Answer:
 
 
 def _key(tier: RemoteTier) -> Answer:
+    from tiers.backends.openai.account import key_of
+
     key_of(tier)  # type: ignore[arg-type]
     return Answer("set")
 

@@ -27,6 +27,8 @@ ALONE = 4
 SAMPLE_SECONDS = 0.05
 NEAR = 0.05
 """A score so close to a threshold is near it."""
+LEAST_SECONDS, MOST_PASSES = 1.0, 20
+"""An engine of ours is given the sample again until a second is over; a server only once."""
 KNEE = 0.9
 """The smallest setting with such a share of the best throughput is the one to take."""
 
@@ -71,8 +73,13 @@ class Plan(NamedTuple):
     """The tier's own as None, then other files."""
 
     @property
+    def repeats(self) -> bool:
+        """Whether the sample is given again and again: nobody pays for that, nor caches it."""
+        return isinstance(self.job.config, LlamaTier)
+
+    @property
     def judgements(self) -> int:
-        """How many answers it asks for."""
+        """How many answers it asks for, in one pass."""
         openings = len(self.concurrencies) * len(self.models)
         return openings * (len(self.batch_sizes) * len(self.texts) + ALONE)
 
@@ -161,11 +168,12 @@ def _measured(
 ) -> tuple[Measured, list[float | None]]:
     """Hand the sample over in groups of `size`."""
     answers: list[tuple[Judgement, float]] = []
-    began = time.perf_counter()
     candidates = [Candidate(number, text) for number, (_, text) in enumerate(plan.texts)]
-    for start in range(0, len(candidates), size):
-        answers += _handed(tier, candidates[start : start + size])
-    seconds = time.perf_counter() - began
+    began, seconds, passes = time.perf_counter(), 0.0, 0
+    while not passes or (plan.repeats and seconds < LEAST_SECONDS and passes < MOST_PASSES):
+        for start in range(0, len(candidates), size):
+            answers += _handed(tier, candidates[start : start + size])
+        seconds, passes = time.perf_counter() - began, passes + 1
     judged = [one for one, _ in answers]
     if all(one.failed for one in judged):
         raise TierError(judged[0].error or "no answer")

@@ -93,16 +93,16 @@ def need(shape: Shape, context: Context) -> Need:
     """What llama.cpp allocates for a model in a context, with the window's cache kept whole.
 
     Compute: the widest moment of one layer, or the logits. A call of u tokens over n cells holds
-    of the feed-forward part 3 F u numbers (1 where it is not gated) and of the residual stream 3 E
-    u (5 with norms after each part, as Gemma has); without flash attention instead the scores,
-    heads n u, and queries and residual. Masks are u n numbers, of half the size with flash
-    attention, and two where some layers have windows.
+    of the feed-forward part 3 F u numbers (1 where it is not gated) and of the residual stream
+    4 E u, give or take one E u by where llama.cpp finds room. Without flash attention it may hold
+    more of the scores: heads n u, and queries and residual. Masks are u n numbers, of half the
+    size with flash attention, and two where some layers have windows.
     """
-    u, n = context.batch, math.ceil(context.cells / CELL_STEP) * CELL_STEP
+    n = math.ceil(context.cells / CELL_STEP) * CELL_STEP
+    u = min(context.batch, n)
     masks = (2 if shape.windows else 1) * u * n
     mask_bytes = masks * (2 if context.flash_attn else 4)
-    residual = 5 if shape.architecture.startswith("gemma") else 3
-    wide = (3 if shape.gated else 1) * shape.feed_forward + residual * shape.width
+    wide = (3 if shape.gated else 1) * shape.feed_forward + 4 * shape.width
     moments = [
         4 * u * wide + mask_bytes,
         4 * (context.sequences * shape.vocabulary + u * shape.width) + mask_bytes,

@@ -1,7 +1,7 @@
 """What a local tier could reach at most on a machine: operations and bytes against its ceilings.
 
-Pure functions but for `measured_ceilings`. Symbols: P parameters, u tokens of a candidate's own, r
-tokens of the shared prefix, W bytes of weights, b bytes of one token's keys and values.
+Pure functions but for `measured_ceilings`. Symbols: P weights of the layers, u tokens of
+a candidate's own, W bytes of weights, n cells of the cache, b bytes of one, k replies at once.
 """
 
 import json
@@ -71,13 +71,14 @@ class Roofline(NamedTuple):
     """What limits a candidate: `compute` or `memory`."""
 
 
-def prefill_flop(parameters: int, tokens: float) -> float:
+def prefill_flop(matrices: int, tokens: float) -> float:
     """2 P u operations: a product and a sum for each weight and token.
 
-    Kaplan et al., 2020, arXiv:2001.08361, table 1: without attention over the context, which adds
-    2 layers x context x width and is a few per cent at our lengths.
+    Kaplan et al., 2020, arXiv:2001.08361, table 1: without the vocabulary, which one position in
+    a candidate meets, and without attention over the context, which adds 2 layers x context x
+    width and is a few per cent at our lengths.
     """
-    return 2.0 * parameters * tokens
+    return 2.0 * matrices * tokens
 
 
 def decode_bytes(weights: int, cell_bytes: float, context: float, together: int = 1) -> float:
@@ -109,15 +110,15 @@ def roofline(
         together: replies that are written at the same time.
         kv_bytes: bytes of a number in the cache.
     """
-    flop = prefill_flop(shape.parameters, own)
+    flop = prefill_flop(shape.matrices, own)
     read = decode_bytes(shape.weights, kv_bytes * shape.cell, shared + own, together)
     reading, writing = flop / ceilings.flops, written * read / ceilings.bandwidth
     return Roofline(
         prefill_flop=flop,
-        shared_flop=prefill_flop(shape.parameters, shared),
+        shared_flop=prefill_flop(shape.matrices, shared),
         decode_bytes=read,
         records=1 / max(reading + writing, 1e-12),
-        prefill=ceilings.flops / (2.0 * shape.parameters),
+        prefill=ceilings.flops / (2.0 * shape.matrices),
         decode=ceilings.bandwidth / read,
         bound="memory" if writing > reading else "compute",
     )
@@ -172,9 +173,9 @@ def explained(
         ("tier", tier),
         ("machine", f"{ceilings.name}: {ceilings.flops / 1e12:,.2f} TFLOP/s, "
                     f"{ceilings.bandwidth / 1e9:,.0f} GB/s ({ceilings.source})"),
-        ("reading a candidate", f"{found.prefill_flop / 1e9:,.1f} GFLOP = 2 x parameters x tokens"),
-        ("shared prefix, once", f"{found.shared_flop / 1e9:,.1f} GFLOP"),
-        ("writing a token", f"{found.decode_bytes / 1e9:,.3f} GB of memory read"),
+        ("reading a candidate", f"{found.prefill_flop / 1e9:,.3g} GFLOP: 2 x weights x tokens"),
+        ("shared prefix, once", f"{found.shared_flop / 1e9:,.3g} GFLOP"),
+        ("writing a token", f"{found.decode_bytes / 1e9:,.3g} GB of memory read"),
         ("ceiling", f"{found.records:,.1f} candidates/s, bound by {found.bound}; reads "
                     f"{found.prefill:,.0f} and writes {found.decode:,.0f} tokens/s"),
         ("measured", share),

@@ -17,6 +17,7 @@ _NUMBERS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
     12: "<d",
 }  # fmt: skip
+TABLES = ("token_embd.weight", "output.weight", "position_embd.weight")
 KEPT = 1024
 """Longer arrays are vocabularies, and skipped; shorter ones hold a number for each layer."""
 QUANTIZATIONS = {
@@ -36,6 +37,8 @@ class Shape(NamedTuple):
     weights: int
     """Bytes."""
     parameters: int
+    matrices: int
+    """Parameters that every token is multiplied with: without the vocabulary's tables."""
     layers: int
     width: int
     feed_forward: int
@@ -58,16 +61,19 @@ class Shape(NamedTuple):
 
 PRESET_SHAPES = {
     "gemma-2-2b": Shape(
-        "gemma-2-2b", "gemma2", "", 0, 2_614_341_888, 26, 2304, 9216, 2048, 8, 26 * 2 * 4 * 256,
-        256_000, windows=True, trained_context=8192,
+        "gemma-2-2b", "gemma2", "", 0, parameters=2_614_341_888, matrices=2_024_517_888, layers=26,
+        width=2304, feed_forward=9216, queries=2048, heads=8, cell=26 * 2 * 4 * 256,
+        vocabulary=256_000, windows=True, trained_context=8192,
     ),
     "gemma-2-9b": Shape(
-        "gemma-2-9b", "gemma2", "", 0, 9_241_705_984, 42, 3584, 14336, 4096, 16, 42 * 2 * 8 * 256,
-        256_000, windows=True, trained_context=8192,
+        "gemma-2-9b", "gemma2", "", 0, parameters=9_241_705_984, matrices=8_324_201_984, layers=42,
+        width=3584, feed_forward=14336, queries=4096, heads=16, cell=42 * 2 * 8 * 256,
+        vocabulary=256_000, windows=True, trained_context=8192,
     ),
     "gemma-3-12b": Shape(
-        "gemma-3-12b", "gemma3", "", 0, 11_765_788_416, 48, 3840, 15360, 4096, 16,
-        48 * 2 * 8 * 256, 262_144, windows=True, trained_context=131_072,
+        "gemma-3-12b", "gemma3", "", 0, parameters=11_765_788_416, matrices=10_759_155_456,
+        layers=48, width=3840, feed_forward=15360, queries=4096, heads=16, cell=48 * 2 * 8 * 256,
+        vocabulary=262_144, windows=True, trained_context=131_072,
     ),
 }  # fmt: skip
 """From the models' published configurations; the bytes follow from the quantization."""
@@ -79,9 +85,9 @@ BITS = {"Q4_K_M": (4.81, 6.5625), "Q8_0": (8.5, 8.5), "F16": (16.0, 16.0)}
 def preset_shape(name: str, quantization: str = "Q4_K_M") -> Shape:
     """A preset's shape with the bytes that its file has in a quantization, within 1 %."""
     shape = PRESET_SHAPES[name]
-    embeddings = shape.vocabulary * shape.width
+    embeddings = shape.parameters - shape.matrices
     bits, of_embeddings = BITS[quantization]
-    weights = ((shape.parameters - embeddings) * bits + embeddings * of_embeddings) / 8
+    weights = (shape.matrices * bits + embeddings * of_embeddings) / 8
     return shape._replace(quantization=quantization, weights=round(weights))
 
 
@@ -222,6 +228,7 @@ def _shape(path: Path, facts: dict[str, Any], tensors: list[_Tensor], weights: i
         quantization=QUANTIZATIONS.get(facts.get("general.file_type", -1), f"{bits:.1f} bits"),
         weights=weights,
         parameters=parameters,
+        matrices=sum(_product(one.sizes) for one in tensors if one.name not in TABLES),
         layers=layers,
         width=width,
         feed_forward=max(wide) if isinstance(wide, list) else wide,
