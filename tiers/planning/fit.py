@@ -58,17 +58,23 @@ def fits_of(jobs: Iterable[Job], machine: Machine) -> tuple[list[Fit], list[str]
     if contexts:
         _, widest = max(contexts, key=lambda one: one[0])
         found += presets_for(widest, machine)
-    best = max((one for one in found if one.fits), key=lambda one: one.rank, default=None)
-    return [replace(one, best=one is best) for one in found], wrong
+    return _with_best(found), wrong
 
 
 def presets_for(job: Job, machine: Machine) -> list[Fit]:
     """Every preset in every quantization, in the context of a tier."""
-    return [
-        replace(_fit(job, machine, preset_shape(name, quantization)), tier="any")
-        for name in PRESET_SHAPES
-        for quantization in BITS
-    ]
+    return _with_best(
+        [
+            replace(_fit(job, machine, preset_shape(name, quantization)), tier="any")
+            for name in PRESET_SHAPES
+            for quantization in BITS
+        ]
+    )
+
+
+def _with_best(found: list[Fit]) -> list[Fit]:
+    best = max((one for one in found if one.fits), key=lambda one: one.rank, default=None)
+    return [replace(one, best=one is best) for one in found]
 
 
 def own_shape(config: LlamaTier) -> Shape:

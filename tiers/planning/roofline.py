@@ -39,17 +39,17 @@ class Ceilings(NamedTuple):
     """Where the figures are from, and of which day."""
 
 
-HARDWARE_DATED = "2026-11-26"
+_TENSOR = "data sheet as of 2026-11-26, FP16 by tensor cores, dense"
 HARDWARE = {
-    "rtx-4080": Ceilings("RTX 4080", 48.7e12, 716e9, "FP16 without tensor cores"),
-    "t4": Ceilings("T4", 65e12, 320e9, "FP16, tensor cores"),
-    "l4": Ceilings("L4", 121e12, 300e9, "FP16, tensor cores"),
-    "a10": Ceilings("A10", 125e12, 600e9, "FP16, tensor cores"),
-    "a100-40gb": Ceilings("A100 40 GB", 312e12, 1555e9, "FP16, tensor cores"),
-    "h100": Ceilings("H100 80 GB SXM", 989e12, 3350e9, "FP16, tensor cores"),
-    "h200": Ceilings("H200", 989e12, 4800e9, "FP16, tensor cores"),
+    "4080": Ceilings("RTX 4080", 48.7e12, 716e9, "data sheet as of 2026-11-26, plain FP16"),
+    "t4": Ceilings("T4", 65e12, 320e9, _TENSOR),
+    "l4": Ceilings("L4", 121e12, 300e9, _TENSOR),
+    "a10": Ceilings("A10", 125e12, 600e9, _TENSOR),
+    "a100": Ceilings("A100 40 GB", 312e12, 1555e9, _TENSOR),
+    "h100": Ceilings("H100 80 GB SXM", 989e12, 3350e9, _TENSOR),
+    "h200": Ceilings("H200", 989e12, 4800e9, _TENSOR),
 }
-"""Dense peaks of data sheets as of HARDWARE_DATED; engines reach a part of them."""
+"""Peaks of cards by the word of their names that tells them; engines reach a part of them."""
 
 
 class Roofline(NamedTuple):
@@ -186,10 +186,9 @@ def ceilings_for(job: Job, machine: Machine, folder: Path) -> Ceilings:
     """Those of the cards where a tier uses them and the table knows them, else as measured."""
     on_gpu = isinstance(job.config, LlamaTier) and job.config.n_gpu_layers != 0
     for gpu in machine.gpus if on_gpu else ():
-        words = set(gpu.name.lower().replace("-", " ").split())
-        for name, row in reversed(HARDWARE.items()):
-            if name.rpartition("-")[2] in words or name.partition("-")[0] in words:
-                return row
+        words = gpu.name.lower().replace("-", " ").split()
+        for row in (HARDWARE[word] for word in words if word in HARDWARE):
+            return row
     return measured_ceilings(folder, machine.processor, machine.cores)
 
 
