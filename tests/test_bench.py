@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +11,7 @@ from db.benchmarks import Benchmark
 from db.store import Store
 from flows.cli import app
 from tiers.planning import measure as measuring
+from tiers.planning import roofline
 from tiers.planning.guidellm import read_report
 from tiers.planning.measure import Measured, measure, plan_of
 from tiers.policy import Policy
@@ -47,6 +48,7 @@ def test_models_are_measured_compared_and_kept(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TAMIS_DATA_FOLDER", str(folder / "data"))
     monkeypatch.setattr(measuring, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(roofline, "PROBE_SECONDS", 0.01)
     write(
         folder,
         f"{{name: a, backend: llama, model: {MODELS}/applicants-small.gguf, threads: 1, "
@@ -166,7 +168,7 @@ def test_flips_are_outcomes_that_change_and_those_near_a_threshold_are_told() ->
 
 def test_a_server_that_refuses_everything_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
-        rates: dict[str, float] = {}
+        rates: ClassVar[dict[str, float]] = {}
 
         def judge(self, candidates: list[Candidate]) -> list[Judgement]:
             return [Judgement(one.id, None, error="no room", failed=True) for one in candidates]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tiers.planning import roofline as planning
 from tiers.planning.machine import Gpu, Llama, Machine
 from tiers.planning.roofline import (
     HARDWARE,
@@ -67,7 +68,10 @@ def test_a_card_of_the_table_is_known_by_its_name(tmp_path: Path) -> None:
     assert ceilings_for(job(n_gpu_layers=-1), machine(four), tmp_path) is HARDWARE["4080"]
 
 
-def test_a_measured_machine_is_not_measured_again(tmp_path: Path) -> None:
+def test_a_measured_machine_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "PROBE_SECONDS", 0.01)
     first = measured_ceilings(tmp_path, "a processor", 2)
     assert first.flops > 1e8
     assert first.bandwidth > 1e8

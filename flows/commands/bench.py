@@ -16,7 +16,6 @@ from flows.commands.console import (
     File,
     err,
     fail,
-    open_store,
     out,
     print_json,
     print_rows,
@@ -63,8 +62,7 @@ def bench(
     if tier is not None and tier not in names:
         fail(f"{file} has no tier '{tier}'; it has {', '.join(names)}")
     if history:
-        kept = open_store(database).benchmarks.of_screen(definition.screen, tier)
-        _show(kept, as_json, rows=[], history=True)
+        _show(_history(definition.screen, tier, database), as_json, rows=[], history=True)
         return
     chosen = [i for i, name in enumerate(names) if tier in (None, name)]
     rows: list[list[tuple[str, str]]] = []
@@ -205,6 +203,16 @@ def _imported(definition: "Screen", tier: str, report: Path) -> list["Benchmark"
         )
         for one in read_report(report)
     ]  # fmt: skip
+
+
+def _history(screen: str, tier: str | None, database: str | None) -> list["Benchmark"]:
+    from db.engine import check_ready
+    from db.store import opened_store
+
+    url = settings().database(database)
+    check_ready(url, create=False)
+    with opened_store(url) as store:
+        return store.benchmarks.of_screen(screen, tier)
 
 
 def _keep(found: list["Benchmark"], database: str | None) -> None:
