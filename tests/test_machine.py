@@ -220,6 +220,14 @@ def test_an_older_database_is_told_with_what_to_do(doctor: Any, database_url: st
     assert "tamis db upgrade" in "".join(found["missing"])
 
 
+def test_an_address_of_a_database_that_means_nothing_is_told(doctor: Any) -> None:
+    code, found = doctor(database="nonsense")
+    assert (code, found["answers"]["database"]) == (2, "not usable")
+    code, found = doctor(database="postgresql://me:secret@127.0.0.1:9/x")
+    assert code == 2
+    assert "secret" not in json.dumps(found)
+
+
 def test_a_quota_below_the_processors_advises_threads(doctor: Any, tmp_path: Path) -> None:
     write_model(tmp_path / "small.gguf", SHAPES["llama"])
     code, found = doctor("{name: a, backend: llama, model: small.gguf}", seen=of(cores=0.5))

@@ -114,6 +114,9 @@ class _Asked:
             self._found[name] = question()
         except (DatabaseError, ScreenError, TierError) as error:
             self._found[name] = Answer("not usable", str(error))
+        except Exception as error:  # noqa: BLE001 - a library's own, and the others are to be told
+            words = f"{type(error).__name__}: {error}"
+            self._found[name] = Answer("not usable", f"{name}: {words}")
 
     def answers(self) -> Iterator[tuple[str, Answer]]:
         """Each with its name; what has not answered in time says so."""
@@ -149,12 +152,12 @@ def _of_tier(tier: AnyTier) -> dict[str, Callable[[], Answer]]:
 
 
 def _database(url: str) -> Answer:
-    name = shown(make_url(url))
+    state = f"at revision {HEAD}"
     try:
         check_ready(url, create=False)
     except EmptyDatabase:
-        return Answer(f"{name}: nothing there yet; the first run makes it")
-    return Answer(f"{name}: at revision {HEAD}")
+        state = "nothing there yet; the first run makes it"
+    return Answer(f"{shown(make_url(url))}: {state}")
 
 
 def _prefect() -> Answer:
