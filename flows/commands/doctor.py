@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Screen = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A screen file.")]
+Screen = Annotated[Path | None, typer.Argument(metavar="FILE", help="A screen file.")]
 
 
 @app.command(epilog="Example: `tamis doctor screen.yaml`")

@@ -80,8 +80,10 @@ class Plan(NamedTuple):
     @property
     def judgements(self) -> int:
         """How many answers it asks for, in one pass."""
-        openings = len(self.concurrencies) * len(self.models)
-        return openings * (len(self.batch_sizes) * len(self.texts) + ALONE)
+        if isinstance(self.job.config, OpenAIBatchTier):
+            return 0
+        openings, count = len(self.concurrencies) * len(self.models), len(self.texts)
+        return openings * (len(self.batch_sizes) * count + min(ALONE, count))
 
 
 def plan_of(
