@@ -470,3 +470,52 @@ class BadRowRow(Base):
     """Cut to 2,000 characters."""
     ingest: Mapped[int] = mapped_column(server_default=text("0"))
     """The one of the run's `ingests` that met it."""
+
+
+class BenchmarkRow(Base):
+    """How a tier did at one setting on one machine: what `tamis bench` measured or took over."""
+
+    __tablename__ = "benchmark"
+
+    id: Mapped[Id]
+    measured_at: Mapped[datetime]
+    machine: Mapped[str]
+    source: Mapped[str]
+    """`tamis`, or the tool whose file was imported."""
+    screen: Mapped[str] = mapped_column(index=True)
+    tier: Mapped[str]
+    model: Mapped[str]
+    candidates: Mapped[int]
+    """How many were judged for it."""
+    batch_size: Mapped[int | None]
+    """Candidates that were handed over at once."""
+    concurrency: Mapped[int | None]
+    """Requests or replies under way; null where one stream reads all."""
+    rate: Mapped[float | None]
+    """Candidates a second."""
+    p50: Mapped[float | None]
+    """Seconds from handing a candidate over to its answer, as the next two."""
+    p95: Mapped[float | None]
+    p99: Mapped[float | None]
+    first_token: Mapped[float | None]
+    """Seconds to the first token of a candidate that is asked alone."""
+    prefill_rate: Mapped[float | None]
+    """Tokens read a second, those of the cache left out."""
+    decode_rate: Mapped[float | None]
+    """Tokens written a second."""
+    peak_memory: Mapped[int | None] = mapped_column(BigInteger())
+    """Bytes, of the engine's process."""
+    gpu_memory: Mapped[int | None] = mapped_column(BigInteger())
+    gpu_utilisation: Mapped[float | None]
+    """In [0, 1]."""
+    per_dollar: Mapped[float | None]
+    """Candidates; null where nothing is paid, or the price is not known."""
+    agreement: Mapped[float | None]
+    """With the tier's own model, in [0, 1]: the share of candidates with the same outcome."""
+    flips: Mapped[int | None]
+    """Candidates with another outcome."""
+    flips_near: Mapped[int | None]
+    """Of those, the ones that the tier's own model scores near a threshold."""
+    suggested: Mapped[bool]
+    problem: Mapped[str | None]
+    """Why it was not measured."""

@@ -9,6 +9,7 @@ from db.addresses import Addresses, AddressStatus
 from db.approvals import Approval, Approvals
 from db.audits import Audited, Audits
 from db.batches import Batch, Batches
+from db.benchmarks import Benchmark, Benchmarks
 from db.candidates import BadRow, Candidates, Ingested, Row
 from db.engine import open_engine
 from db.errors import DatabaseError, InputRefused, StoreError
@@ -31,6 +32,7 @@ __all__ = [
     "BadRow",
     "Batch",
     "BatchState",
+    "Benchmark",
     "Change",
     "Consequences",
     "DatabaseError",
@@ -76,6 +78,7 @@ class Store:
         self.approvals = Approvals(engine)
         self.batches = Batches(engine)
         self.addresses = Addresses(engine)
+        self.benchmarks = Benchmarks(engine)
         self.results = Results(engine)
 
 

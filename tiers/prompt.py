@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from tiers.sandbox import BoundedSandbox
 from tiers.types import Answer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Json = dict[str, Any]
 
@@ -110,7 +112,9 @@ def as_turn(prompt: Prompt, render: Callable[[list[Json]], str]) -> Prompt:
     return Prompt(*text.split(MARK))
 
 
-def read_labels(logprobs: NDArray[np.float64], label: Sequence[int], answers: AnswerSet) -> Answer:
+def read_labels(
+    logprobs: "NDArray[np.float64]", label: Sequence[int], answers: AnswerSet
+) -> Answer:
     """Expected score over the answers, the likeliest of them, and the label mass.
 
     All None where a log-probability is no number, or all of them are minus infinity.
@@ -120,6 +124,8 @@ def read_labels(logprobs: NDArray[np.float64], label: Sequence[int], answers: An
         label: (tokens,) the position in `answers` of the answer that each token spells.
         answers: the answers asked for.
     """
+    import numpy as np  # a tenth of a second, which commands that judge nothing need not spend
+
     if not np.isfinite(logprobs).any() or np.isnan(logprobs).any():
         return Answer()
     share = np.bincount(label, weights=np.exp(logprobs), minlength=len(answers.names))

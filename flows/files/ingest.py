@@ -120,10 +120,23 @@ def first_text(candidates: Candidates) -> tuple[str, str]:
     Raises:
         ScreenError: there is none.
     """
-    for source in sources(candidates.source):
-        for row in to_rows(_checked(source, candidates), candidates, source.name):
-            if isinstance(row, Row) and row.problem is None:
-                return row.key, row.text
+    return first_texts(candidates, 1)[0]
+
+
+def first_texts(candidates: Candidates, count: int) -> list[tuple[str, str]]:
+    """Keys and texts of the first so many candidates that can be read, or of all.
+
+    Raises:
+        ScreenError: there is none.
+    """
+    readable = (
+        (row.key, row.text)
+        for source in sources(candidates.source)
+        for row in to_rows(_checked(source, candidates), candidates, source.name)
+        if isinstance(row, Row) and row.problem is None
+    )
+    if found := list(islice(readable, count)):
+        return found
     raise ScreenError(candidates.address, ["candidates.from: holds no candidate that can be read"])
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Any, NamedTuple
 
-import duckdb
 import orjson
 
 from db.store import BadRow
@@ -191,6 +190,8 @@ def _has_surrogates(text: str) -> bool:
 
 
 def _read_parquet(origin: Origin) -> Iterator[Read]:
+    import duckdb
+
     connection = duckdb.connect()
     try:
         connection.execute("SET threads = 1")  # in order, and in little memory

@@ -38,6 +38,21 @@ def model_file(model: str | HubModel) -> Path:
     return path
 
 
+def kept_file(model: str | HubModel) -> Path | None:
+    """The model's file if it is on this machine already; nothing is fetched for the answer."""
+    name = model.hub if isinstance(model, HubModel) else PRESETS.get(model)
+    if name is None:
+        path = Path(str(model)).expanduser()
+        return path if path.is_file() else None
+    owner, repository, file = name.split("/", 2)
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / (
+        "huggingface"
+    )
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    snapshots = hub / f"models--{owner}--{repository}" / "snapshots"
+    return next((one for one in sorted(snapshots.glob(f"*/{file}")) if one.is_file()), None)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file; of a large one remembered as long as its size and time stay the same."""
     stat = path.stat()

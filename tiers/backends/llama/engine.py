@@ -24,14 +24,12 @@ import orjson
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 
-from tiers.screenfile.ask import JsonAsk
+from tiers.backends.llama.sizes import batch_size, cells, sequences
 from tiers.screenfile.tiers import LlamaTier
 from tiers.types import TierError
 
 Tokens = NDArray[np.int32]
 
-SEQUENCES = 64
-"""Candidates that one call can hold when a position is scored; one logit row is kept for each."""
 KV_TYPES = {"f16": C.GGML_TYPE_F16, "f32": C.GGML_TYPE_F32, "q8_0": C.GGML_TYPE_Q8_0}
 WARNING, ERROR = 3, 4  # ggml_log_level
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
@@ -193,11 +191,9 @@ class Engine:
         """
         self._model = model
         self._shared = shared
-        self._batch_size = config.batch_tokens or (2048 if config.n_gpu_layers else 256)
-        writes = isinstance(config.ask, JsonAsk)
-        # llama.cpp aborts where a batch cannot hold one answer for each sequence.
-        self._sequences = min(1 + (config.active if writes else SEQUENCES), self._batch_size)
-        self.cells = self._cells(config, longest + (config.max_tokens if writes else 0))
+        self._batch_size = batch_size(config)
+        self._sequences = sequences(config)
+        self.cells = cells(config, len(shared), longest)
         self._context = C.llama_init_from_model(model.pointer, self._parameters(config))
         if not self._context:
             raise TierError(
@@ -305,22 +301,6 @@ class Engine:
         self._filled += len(tokens)
         self._wanted[self._filled - 1] = answer
         return self._filled - 1
-
-    def _cells(self, config: LlamaTier, each: int) -> int:
-        """Key-value cells for candidates: one carried over when scoring, several when writing.
-
-        Most candidates are far shorter than the longest, so that room for two of the longest
-        holds many.
-        """
-        if config.context_tokens is None:
-            return self._batch_size + (2 if isinstance(config.ask, JsonAsk) else 1) * each
-        cells = config.context_tokens - len(self._shared)
-        if cells < self._batch_size + each:
-            raise TierError(
-                f"context_tokens is {config.context_tokens:,}, but rubric, batch and one candidate "
-                f"need {len(self._shared) + self._batch_size + each:,}; raise it or leave it out"
-            )
-        return cells
 
     def _parameters(self, config: LlamaTier) -> Any:
         parameters = C.llama_context_default_params()

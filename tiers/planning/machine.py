@@ -1,0 +1,225 @@
+"""What this machine has for models: processor, memory, disk, GPUs, and how llama.cpp was built.
+
+What a container may use is read, not what its host has. Nothing of an engine is loaded here.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+FEATURES = {
+    "avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "BF16",
+    "amx_tile": "AMX", "asimd": "NEON", "sve": "SVE",
+}  # fmt: skip
+"""By their names in /proc/cpuinfo."""
+METAL_SHARE = 0.7
+"""Of a Mac's memory that its GPU takes without complaint, about."""
+ASK_SECONDS = 10.0
+# In a child: a library that was built for another processor dies of SIGILL at its first step.
+_ASK = """\
+import ctypes, json, sys
+library = ctypes.CDLL(sys.argv[1])
+library.llama_print_system_info.restype = ctypes.c_char_p
+library.llama_supports_gpu_offload.restype = ctypes.c_bool
+words = library.llama_print_system_info().decode()
+print(json.dumps([words, library.llama_supports_gpu_offload()]))
+"""
+
+
+class Gpu(NamedTuple):
+    """A graphics card, or the part of a Mac's memory that its GPU may take."""
+
+    name: str
+    memory: int
+    """Bytes."""
+    free: int
+
+
+class Llama(NamedTuple):
+    """How llama.cpp was built; `problem` where it cannot be used."""
+
+    features: list[str]
+    gpu: bool = False
+    """Whether layers can be put on a GPU."""
+    problem: str | None = None
+
+
+class Machine(NamedTuple):
+    """What this process may use."""
+
+    processor: str
+    features: list[str]
+    cores: float
+    """By affinity and the container's quota, which may be a part of one."""
+    host_cores: int
+    memory: int
+    """Bytes: of the container, or of the machine."""
+    free_memory: int
+    disk: int
+    """Bytes free in the data folder."""
+    gpus: list[Gpu]
+    llama: Llama
+
+
+def look(folder: Path, root: Path = Path("/")) -> Machine:
+    """Look at this machine.
+
+    Args:
+        folder: the data folder, whose disk counts; it need not be there.
+        root: where /proc and /sys are.
+    """
+    processor, features = _processor(root)
+    memory, free = _memory(root)
+    there = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+    return Machine(
+        processor,
+        features,
+        cores(root),
+        os.cpu_count() or 1,
+        memory,
+        free,
+        shutil.disk_usage(there).free,
+        gpus(memory, free),
+        _llama(),
+    )
+
+
+def cores(root: Path = Path("/")) -> float:
+    """Processors that this process may use: its affinity, or the quota of a control group."""
+    try:
+        allowed = float(len(os.sched_getaffinity(0)))
+    except AttributeError:  # macOS
+        allowed = float(os.cpu_count() or 1)
+    quotas = [allowed]
+    for folder in _groups(root, "cpu"):
+        words = _words(folder / "cpu.max")  # version 2: "200000 100000", or "max 100000"
+        quota, period = words if len(words) == 2 else ("max", "1")
+        if not words:
+            quota = next(iter(_words(folder / "cpu.cfs_quota_us")), "max")
+            period = next(iter(_words(folder / "cpu.cfs_period_us")), "1")
+        if quota not in ("max", "-1"):
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def gpus(memory: int, free: int) -> list[Gpu]:
+    """The cards that NVIDIA's library names; on a Mac of Apple's processors its own."""
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return [Gpu("Apple GPU (Metal)", int(METAL_SHARE * memory), int(METAL_SHARE * free))]
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - not installed, no driver, no card
+        return []
+    found = []
+    for i in range(pynvml.nvmlDeviceGetCount()):
+        card = pynvml.nvmlDeviceGetHandleByIndex(i)
+        memory_of = pynvml.nvmlDeviceGetMemoryInfo(card)
+        name = pynvml.nvmlDeviceGetName(card)
+        text = name.decode() if isinstance(name, bytes) else str(name)
+        found.append(Gpu(text, int(memory_of.total), int(memory_of.free)))
+    return found
+
+
+def can_see_nvidia() -> bool:
+    """Whether a driver of NVIDIA is there, so that the extra `gpu` would tell more."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def _processor(root: Path) -> tuple[str, list[str]]:
+    try:
+        lines = (root / "proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        features = ["NEON"] if platform.machine() == "arm64" else []
+        return platform.processor() or platform.machine(), features
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip().lower(), value.strip())
+    flags = set((facts.get("flags") or facts.get("features") or "").split())
+    return (
+        facts.get("model name") or platform.machine(),
+        [word for flag, word in FEATURES.items() if flag in flags],
+    )
+
+
+def _memory(root: Path) -> tuple[int, int]:
+    """Bytes that may be used, and those that are free of them."""
+    host = psutil.virtual_memory()
+    total, free = host.total, host.available
+    for folder in _groups(root, "memory"):
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            most = next(iter(_words(folder / limit)), "max")
+            if most.isdigit() and int(most) < host.total:
+                taken = int(next(iter(_words(folder / used)), "0")) - _cached(folder)
+                total, free = min(total, int(most)), min(free, int(most) - max(taken, 0))
+    return total, max(free, 0)
+
+
+def _cached(folder: Path) -> int:
+    """Bytes of a group's usage that are pages of files, which the system drops when it needs to."""
+    words = _words(folder / "memory.stat")
+    facts = dict(zip(words[::2], words[1::2], strict=False))
+    return int(facts.get("total_inactive_file") or facts.get("inactive_file") or 0)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of the control groups that bound this process, from its own up to the root."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        base = root / "sys/fs/cgroup"
+        if controllers:
+            if controller not in controllers.split(","):
+                continue
+            base = base / controller
+        # In a container the path is often the host's, and the group is mounted as the root.
+        for place in (Path(path), *Path(path).parents):
+            yield base / str(place).lstrip("/")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return " ".join(_lines(path)).split()
+
+
+def _llama() -> Llama:
+    """How llama-cpp-python's own library was built, asked in a process of its own."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    found = [one for folder in folders for one in Path(folder, "lib").glob("libllama.*")]
+    library = min((one for one in found if one.suffix in (".so", ".dylib")), default=None)
+    if library is None:
+        return Llama([], problem="llama-cpp-python is not installed; pip install llama-cpp-python")
+    try:
+        asked = subprocess.run(  # noqa: S603 - our own words, no shell
+            [sys.executable, "-I", "-S", "-c", _ASK, str(library)],
+            capture_output=True, text=True, timeout=ASK_SECONDS, check=False,
+        )  # fmt: skip
+        words, gpu = json.loads(asked.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, IndexError, ValueError):
+        return Llama(
+            [],
+            problem="llama.cpp does not start here, as if built for another processor; reinstall "
+            "it on this machine: pip install --force-reinstall --no-cache-dir llama-cpp-python",
+        )
+    parts = [part.split("=") for part in words.replace(":", "|").split("|")]
+    return Llama([part[0].strip() for part in parts if part[-1].strip() == "1"], gpu)
