@@ -20,6 +20,7 @@ from db.policies import Change, Policies, Version
 from db.results import Difference, Explanation, FunnelRow, JudgementDetail, Results
 from db.run_tiers import RunTiers, Spent
 from db.runs import Account, Run, Runs, RunStatus
+from db.samples import Sample, Samples
 from db.verdicts import Verdicts
 from db.what_if import Consequences, Flip, Step, what_if
 
@@ -49,6 +50,7 @@ __all__ = [
     "Run",
     "RunState",
     "RunStatus",
+    "Sample",
     "Scored",
     "Spent",
     "Step",
@@ -79,6 +81,7 @@ class Store:
         self.batches = Batches(engine)
         self.addresses = Addresses(engine)
         self.benchmarks = Benchmarks(engine)
+        self.samples = Samples(engine)
         self.results = Results(engine)
 
 
