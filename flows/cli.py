@@ -17,6 +17,7 @@ from flows.commands import (
     guarantee,
     labels,
     operate,
+    plan,
     results,
     run,
 )
@@ -56,6 +57,7 @@ for group in (
     run,
     demo,
     check,
+    plan,
     results,
     operate,
     control,
