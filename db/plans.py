@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, insert, select, text
+from sqlalchemy import delete, func, insert, select, text
 
 from db.bulk import Noun, now, upsert
-from db.models import PilotRow, PlanRow, RunRow, RunTierRow, VerdictRow
+from db.models import JudgementRow, JudgeRow, PilotRow, PlanRow, RunRow, RunTierRow, VerdictRow
 
 _PASS_ON = text("""
     UPDATE verdict SET position = position + 1
@@ -115,6 +115,17 @@ class Plans(Noun):
                 .values(**values, created_at=now())
                 .on_conflict_do_nothing(index_elements=["run_id"])
             )
+
+    def answered(self, judge: str) -> int:
+        """How many texts a judge, named by its digest, has answered in all runs."""
+        query = (
+            select(func.count())
+            .select_from(JudgementRow)
+            .join(JudgeRow, JudgeRow.id == JudgementRow.judge_id)
+            .where(JudgeRow.digest == judge)
+        )
+        with self._reading() as connection:
+            return connection.scalar(query) or 0
 
     def of(self, run_id: int) -> dict[str, Any] | None:
         """The plan that a run began with; None where none was kept."""

@@ -71,6 +71,7 @@ def pilot(
     import os
 
     from flows.pilot import run_pilot
+    from flows.report.plan import plain
     from tiers.planning.measured import decision, report
     from tiers.screenfile.file import load_screen
     from tiers.screenfile.limits import BudgetSection
@@ -98,7 +99,7 @@ def pilot(
         told = {"pilot": measured.key, "sample": measured.size, "of": measured.candidates}
         figures = {"seconds": measured.seconds, "usd": measured.usd}
         found = {"tiers": [asdict(one) for one in tiers], "decision": asdict(decided)}
-        print_json({**told, **figures, **found})
+        print_json(plain({**told, **figures, **found}))
     else:
         _show_pilot(measured, tiers, decided)
         out.print(f"next: tamis plan {file}")
@@ -174,10 +175,12 @@ def _maker(
     from tiers.planning.alternatives import Maker
     from tiers.planning.estimate import Workload
 
-    found, resume = Found(None, None, "no pilot: tamis pilot measures one"), None
+    found, resume, known = Found(None, None, "no pilot: tamis pilot measures one"), None, 0
     try:
         store = open_store(database)
         found = find_pilot(store, definition)
+        if found.pilot is not None and candidates is None:
+            known = store.plans.answered(found.pilot.tiers[0].judge)
         run = store.runs.to_resume(definition.screen, definition.digest)
         if run is not None and store.runs.account(run.id).candidates:
             resume = f"run {run.key}: {forecast.in_words(forecast.forecast(store, run))}"
@@ -186,14 +189,9 @@ def _maker(
     pilot = found.pilot
     if pilot is not None:
         count = candidates or pilot.candidates
-        known = min(pilot.size, count) if candidates is None else 0
-        todo = max(1 - known / count, 0.0)  # the pilot's answers are there
-        return (
-            Maker(definition, Workload(count, pilot.size, todo), pilot),
-            count,
-            found.said,
-            resume,
-        )
+        load = Workload(count, pilot.size, max(1 - known / count, 0.0))
+        said = found.said + f"; {min(known, count):,} have an answer that is kept" * bool(known)
+        return Maker(definition, load, pilot), count, said, resume
     drawn = sampled(definition.candidates, SAMPLE, 0)
     count = candidates or drawn.candidates
     guessed = guesses(definition, [row.text for row in drawn.rows])
@@ -387,7 +385,7 @@ def _as_json(
     resume: str | None,
     compare: bool,
 ) -> dict[str, Any]:
-    from flows.report.plan import body_of
+    from flows.report.plan import body_of, plain
 
     told: dict[str, Any] = {"screen": definition.screen, "plan": body_of(rows[0], count, said)}
     told |= {"resume": resume, "problem": problem, "choice": None}
@@ -400,7 +398,7 @@ def _as_json(
             "alternative": None if row is None else _row_json(row),
             "reason": choice.reason,
         }
-    return told
+    return plain(told)
 
 
 def _row_json(row: "Alternative") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a screen is expected to take: its pilot found, its plan kept and held against the run."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from db.run_tiers import judge_digest
 from db.store import FunnelRow, Run, RunState, Store
 from tiers.opening import identity, inspect
 from tiers.planning.alternatives import Alternative, Maker
+from tiers.planning.choice import count_range, duration_range, usd_range
 from tiers.planning.estimate import Workload
 from tiers.planning.measured import Pilot, Range, pilot_of
 from tiers.planning.stages import Guess
@@ -101,10 +103,15 @@ def by_length(definition: Screen, mean_characters: float) -> Guess:
 def body_of(row: Alternative, candidates: int, said: str) -> dict[str, Any]:
     """A plan as it is kept: the figures of each tier, as ranges."""
     tiers = [asdict(tier) for tier in row.estimate.tiers]
-    return {
+    return plain({
         "by": said, "candidates": candidates, "loads": row.estimate.loads, "tiers": tiers,
         "seconds": row.estimate.seconds, "usd": row.estimate.usd,
-    }  # fmt: skip
+    })  # fmt: skip
+
+
+def plain(value: dict[str, Any]) -> dict[str, Any]:
+    """With ranges as lists, as they are read again from JSON."""
+    return dict(json.loads(json.dumps(value)))
 
 
 def keep_plan(store: Store, run: Run, definition: Screen, judges: Sequence[int]) -> None:
@@ -160,6 +167,12 @@ def _inside(planned: Sequence[float | None], actual: float | None) -> bool | Non
     # Counts are whole, and a range of money may be a hair wide.
     slack = 0.5 if expected >= 1 else 1e-9
     return low - slack <= actual <= high + slack
+
+
+def planned_words(name: str, planned: Sequence[float | None]) -> str:
+    """A figure of a plan as people read it."""
+    words = {"seconds": duration_range, "usd": usd_range}.get(name, count_range)
+    return words(Range(*planned))
 
 
 def plans_kept(store: Store) -> list[dict[str, Any]]:

@@ -144,7 +144,7 @@ class Maker:
 
     def _prefix(self) -> Iterator[Alternative]:
         """The shared part of the prompt read each time, where a cache holds it now."""
-        if not any(np.nanmax(stage.tokens["high"].cached) > 0 for stage in self._base):
+        if not any((stage.tokens["high"].cached > 0).any() for stage in self._base):
             return
         stages = []
         for stage in self._base:

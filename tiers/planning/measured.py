@@ -111,7 +111,7 @@ def quantiles(values: Sequence[float] | Floats) -> Range:
 
 def suggested_max_tokens(completion: Sequence[int]) -> tuple[int, float]:
     """A bound on replies that cuts at most one in a hundred, and the share that it would cut."""
-    top = float(np.percentile(completion, 99, method="higher"))
+    top = float(np.percentile(completion, 99, method="inverted_cdf"))
     bound = int(np.ceil(top * 1.1 / 8) * 8)
     return bound, float(np.mean(np.asarray(completion) > bound))
 

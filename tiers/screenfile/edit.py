@@ -38,27 +38,36 @@ def edited(text: str, changes: Mapping[str, Change]) -> str:
         if change is None:
             continue
         if change.policy is None:
-            _leave_out(lines, item, f"tamis plan: {change.why}")
+            _leave_out(lines, item, tiers.start_mark.column, f"tamis plan: {change.why}")
         else:
             _set_policy(lines, item, change.policy, f"tamis plan: {change.why}")
     return "\n".join(lines) + "\n"
 
 
-def _leave_out(lines: list[str], item: yaml.Node, why: str) -> None:
+def _leave_out(lines: list[str], item: yaml.Node, dash: int, why: str) -> None:
     start, end = item.start_mark.line, _last_line(item)
-    indent = lines[start][: len(lines[start]) - len(lines[start].lstrip())]
+    while lines[start][dash : dash + 1] != "-":
+        start -= 1
+    indent = " " * dash
     gone = [f"{indent}# {line[len(indent) :]}".rstrip() for line in lines[start : end + 1]]
     lines[start : end + 1] = [f"{indent}# {why}", *gone]
 
 
 def _set_policy(lines: list[str], item: yaml.Node, policy: Policy, why: str) -> None:
-    """Raises ValueError for a tier in one line."""
-    if not isinstance(item, yaml.MappingNode) or item.flow_style:
-        raise ValueError("a tier stands in one line; write its keys on lines of their own")
+    """Raises ValueError for a tier that is written in a way that has no place for it."""
     indent = " " * item.start_mark.column
     values = policy.model_dump(exclude_none=True, exclude_defaults=True)
     said = ", ".join(f"{name}: {value}" for name, value in values.items())
     new = [f"{indent}# {why}", f"{indent}policy: {{{said}}}"]
+    was_set = _value(item, "policy")
+    if getattr(item, "flow_style", False):
+        if was_set is None or was_set.start_mark.line != was_set.end_mark.line:
+            raise ValueError("a tier in braces needs its policy on one line; write it there")
+        at, line = was_set.start_mark.line, lines[was_set.start_mark.line]
+        start, end = was_set.start_mark.column, was_set.end_mark.column
+        lines[at] = f"{line[:start]}{{{said}}}{line[end:]}"
+        lines[at + 1 : at + 1] = [f"{indent}# {why}; it was {line[start:end]}"]
+        return
     for key, value in item.value:
         if key.value == "policy":
             start, end = key.start_mark.line, _last_line(value)
