@@ -76,7 +76,7 @@ def main() -> None:
                 if (hit := tier["inside"][name]) is not None:
                     inside[name].append(hit)
                 low, expected, high = tier["planned"][name]
-                if expected is not None and (name != "candidates" or tier is not tiers[0]):
+                if hit is not None:
                     span = f"{expected:,.4g} ({low:,.4g} to {high:,.4g})"
                     actual = tier["actual"][name]
                     word = "yes" if hit else "no"

@@ -4,8 +4,10 @@ Its judgements are judgements like all others, so that no later run pays for the
 of a kind of its own, which no list shows and in which no policy decides.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -57,6 +59,7 @@ def run_pilot(
     check_prices(asked)
     for position in range(len(asked.tiers)):
         inspect(job_of(asked, position), "")
+    busy = _busy()
     sample = sampled(definition.candidates, size, seed)
     announce(sample)
     with opened(asked, None, "pilot, ", kind="pilot") as (store, run, judges, shown, hold):
@@ -72,8 +75,18 @@ def run_pilot(
                 tier.close()
             store.plans.pass_on(run.id, position)
         pilot = _measured(store, run, asked, judges, sample, seed)
+        busied = [replace(tier, busy=busy) for tier in pilot.tiers]
+        pilot = replace(pilot, tiers=busied)
         store.plans.add_pilot(run.id, run.screen, pilot.as_json())
     return pilot
+
+
+def _busy() -> float:
+    """Processes that want to run, for each processor; 0 where the system does not tell."""
+    try:
+        return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
+    except OSError:
+        return 0.0
 
 
 def _as_pilot(definition: Screen, budget: BudgetSection | None) -> Screen:

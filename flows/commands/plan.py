@@ -271,6 +271,11 @@ def _show_pilot(measured: "Pilot", tiers: "Sequence[TierReport]", decided: "Deci
         f"{duration(measured.seconds)} of the tiers",
         style="bold",
     )
+    if measured.tiers[0].busy > 1:
+        out.print(
+            f"the machine was busy before it began ({measured.tiers[0].busy:.1f} processes for "
+            "each processor), so that plans are unsure of times by a factor of two"
+        )
     for tier in tiers:
         rate = tier.candidates_per_second
         speed = "not measured, each answer was there" if rate is None else f"{number(rate)}/s"

@@ -139,7 +139,7 @@ class Held:
     planned: dict[str, list[float | None]]
     actual: dict[str, float | None]
     inside: dict[str, bool | None]
-    """Whether the actual figure lies in its range; None where nothing was measured for it."""
+    """Whether the actual figure lies in its range; None where nothing was estimated."""
 
 
 def held(body: dict[str, Any], rows: Sequence[FunnelRow]) -> list[Held]:
@@ -164,6 +164,8 @@ def _inside(planned: Sequence[float | None], actual: float | None) -> bool | Non
     low, expected, high = planned
     if actual is None or low is None or expected is None or high is None:
         return None
+    if high - low <= 1e-6 * high:
+        return None  # it was known
     # Counts are whole, and a range of money may be a hair wide.
     slack = 0.5 if expected >= 1 else 1e-9
     return low - slack <= actual <= high + slack

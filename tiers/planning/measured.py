@@ -48,6 +48,8 @@ class Seen:
     prefill: float | None = None
     """Tokens read a second, by the engine's own clock, as the next."""
     decode: float | None = None
+    busy: float = 0.0
+    """Processes that wanted to run, for each processor of this machine, before the pilot."""
 
     @property
     def fresh(self) -> Floats:

@@ -23,9 +23,10 @@ from tiers.screenfile.tiers import (
     OpenAIBatchTier,
 )
 
-LEAST_SPREAD = 0.08
-"""A machine's rate moves by so much from one hour to the next, whatever a short pilot saw."""
-MOST_SPREAD = 0.5
+LEAST_SPREAD, SHORT_SPREAD, BUSY_SPREAD = 0.08, 0.2, 0.5
+"""How far a rate moves between pilot and run, in logarithms: at least; more where the pilot saw the
+machine for seconds only; and where others worked on it too (bench/plan_kept)."""
+SHORT_SECONDS = 10.0
 ARITHMETIC = {"low": 0.5, "expected": 0.2, "high": 0.05, "likely": 0.2}
 """Share of a data sheet's arithmetic that engines reach, from the best to the worst of scenes."""
 STORING = 2e-4
@@ -98,11 +99,7 @@ def _measured(tier: AnyTier, seen: Seen) -> Pace:
     if not seen.seconds:
         return NO_PACE
     n, fresh, written = len(seen.scores), float(seen.fresh.sum()), float(sum(seen.completion))
-    drift = 0.0 if not seen.drift else abs(float(np.log(seen.drift))) / 2
-    common: dict[str, Any] = {
-        "load": seen.load_seconds,
-        "spread": min(max(drift, LEAST_SPREAD), MOST_SPREAD),
-    }
+    common: dict[str, Any] = {"load": seen.load_seconds, "spread": _spread(tier, seen)}
     if not isinstance(tier, EngineTier) or fresh <= 0:
         return Pace(steady(seen.seconds / n), **common)
     read, write = 1.0, 0.0
@@ -110,6 +107,15 @@ def _measured(tier: AnyTier, seen: Seen) -> Pace:
         read, write = 1 / seen.prefill, 1 / seen.decode
     scale = seen.seconds / (read * fresh + write * written)
     return Pace(steady(0.0), steady(read * scale), steady(write * scale), **common)
+
+
+def _spread(tier: AnyTier, seen: Seen) -> float:
+    """By the rate's drift within the pilot, and by how much a pilot can have seen."""
+    if isinstance(tier, EngineTier) and seen.busy > 1:
+        return BUSY_SPREAD
+    drift = 0.0 if not seen.drift else abs(float(np.log(seen.drift))) / 2
+    short = SHORT_SPREAD / np.sqrt(1 + (seen.seconds or 0.0) / SHORT_SECONDS)
+    return float(min(max(np.hypot(LEAST_SPREAD, short), drift), BUSY_SPREAD))
 
 
 def _limited(tier: AnyTier, pace: Pace) -> Pace:
