@@ -37,23 +37,25 @@ class Found:
     """Which one, or why none."""
 
 
-def find_pilot(store: Store, definition: Screen, judges: Sequence[str] | None = None) -> Found:
+def find_pilot(store: Store, definition: Screen, run_id: int | None = None) -> Found:
     """The newest pilot whose judges are those of the screen.
 
     Args:
         store: the database.
         definition: the screen.
-        judges: digests of its tiers; by default they are worked out.
+        run_id: a run of it whose tiers have their judges; by default those are worked out.
     """
     known = store.plans.pilots(definition.screen)
     if not known:
         return Found(None, None, "no pilot: tamis pilot measures one")
-    if judges is None:
+    if run_id is not None:
+        judges = store.tiers.digests(run_id)
+    else:
         jobs = [job_of(definition, i) for i in range(len(definition.tiers))]
         judges = [judge_digest(identity(job)) for job in jobs]
     for id_, body in known:
         pilot = pilot_of(body)
-        if [tier.judge for tier in pilot.tiers] == list(judges):
+        if [tier.judge for tier in pilot.tiers] == judges:
             day = pilot.created[:10]
             return Found(pilot, id_, f"pilot {pilot.key} of {pilot.size:,} candidates, {day}")
     newest = pilot_of(known[0][1])
@@ -123,7 +125,7 @@ def keep_plan(store: Store, run: Run, definition: Screen, judges: Sequence[int])
     if not waiting or store.judgements.newest(run.id) or store.plans.of(run.id) is not None:
         return
     todo = store.judgements.count_unjudged(run.id, 0, judges[0]) / waiting
-    found = find_pilot(store, definition, store.tiers.digests(run.id))
+    found = find_pilot(store, definition, run.id)
     guess = by_length(definition, store.candidates.mean_characters(run.id))
     size = 0 if found.pilot is None else found.pilot.size
     load = Workload(waiting, size, min(todo, 1.0))

@@ -1,7 +1,7 @@
 """What a pilot measured: a sample's answers at every tier, and what they say. Pure arithmetic."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,11 +57,6 @@ class Seen:
         fresh: Floats = np.asarray(self.prompt, float) - np.asarray(self.cached, float)
         return fresh
 
-    @property
-    def shared(self) -> float:
-        """Tokens that all prompts share, as the cache shows them; 0 where nothing was cached."""
-        return float(np.median(self.cached))
-
 
 @dataclass(frozen=True)
 class Pilot:
@@ -79,8 +74,6 @@ class Pilot:
     tiers: list[Seen]
     seconds: float = 0.0
     usd: float | None = None
-    shared_tokens: dict[str, int] = field(default_factory=dict)
-    """By tier, where its own vocabulary tells them."""
 
     @property
     def size(self) -> int:
