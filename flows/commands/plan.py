@@ -341,9 +341,11 @@ def _show_plan(
     ]
     print_rows(rows, False, empty="")
     found = row.estimate
+    loads = f"; {found.loads} models are loaded" if found.loads else ""
+    ranges = "hold 80 of 100" if row.basis == "measured" else "go from the least to the most"
     out.print(
-        f"in all: {duration_range(found.seconds)}, cost {usd_range(found.usd)}; "
-        f"{found.loads} models are loaded; ranges hold 80 of 100"
+        f"in all: {duration_range(found.seconds)}, cost {usd_range(found.usd)}{loads}; "
+        f"ranges {ranges}"
     )
     unpriced = [stage.name for stage in row.stages if stage.price is None]
     if unpriced:
@@ -377,7 +379,8 @@ def _show_alternatives(rows: "Sequence[Alternative]") -> None:
             }
         )
     print_rows(lines, False, empty="")
-    out.print("*: no other alternative that was measured is as good in time, cost and agreement")
+    if any(row.pareto for row in rows):
+        out.print("*: no other that was measured is as good in time, cost and agreement")
 
 
 def _as_json(

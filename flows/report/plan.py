@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from db.run_tiers import judge_digest
@@ -80,7 +81,8 @@ def _guess(definition: Screen, position: int, texts: Sequence[str], mean: float)
     tier, job = definition.tiers[position], job_of(definition, position)
     if not isinstance(tier, ModelTierSection):
         return Guess(Range(0, 0, 0), Range(0, 0, 0))
-    if isinstance(tier, LlamaTier):
+    # Of a preset, and of a file on the hub, the vocabulary may have to be fetched with all weights.
+    if isinstance(tier, LlamaTier) and Path(str(tier.model)).is_file():
         try:
             middle = sorted(texts, key=len)[len(texts) // 2]
             seen = inspect(job, middle)

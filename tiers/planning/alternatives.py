@@ -162,9 +162,11 @@ class Maker:
         for name, row in hardware()["gpus"].items():
             for count in row["counts"]:
                 hour = row.get("usd_per_hour")
-                price = None if hour is None else Price(0, 0, 0, hour * count, "hardware.yaml")
+                rent = None if hour is None else Price(0, 0, 0, hour * count, "hardware.yaml")
                 stages = [
-                    replace(stage, pace=gpu_pace(name, count, stage.model), price=price)
+                    replace(
+                        stage, pace=gpu_pace(name, count, stage.model), price=rent or stage.price
+                    )
                     if stage.local
                     else stage
                     for stage in self._base

@@ -21,8 +21,8 @@ DRAWS = 400
 WAVE_SECONDS = 24 * 3600.0
 """A server answers a batch within a day; how much sooner, it does not say."""
 BYTES_PER_TOKEN = 4
-NOTHING = np.zeros(1)
 UNKNOWN = np.full(1, np.nan)
+NOT_KNOWN = "speed not known"
 
 Scenes = Mapping[str, Floats]
 
@@ -210,9 +210,7 @@ def estimate(stages: Sequence[Stage], load: Workload, weights: Floats) -> Estima
                 _range(took),
                 _range({s: dollars[s][-1] for s in SCENES}),
                 _waves(stage, {s: work[s] * load.todo for s in SCENES}),
-                limits["high"]
-                if np.isnan(work["expected"].candidates).any()
-                else limits["expected"],
+                limits["high" if limits["expected"] == NOT_KNOWN else "expected"],
             )
         )
     totals = {scene: _sum(seconds[scene]) for scene in SCENES}
@@ -309,7 +307,7 @@ def _most(**parts: Floats) -> str:
     """Which part takes longest."""
     means = {name: float(np.mean(part)) for name, part in parts.items()}
     if any(np.isnan(mean) for mean in means.values()):
-        return "speed not known"
+        return NOT_KNOWN
     return max(means, key=lambda name: means[name])
 
 
@@ -318,8 +316,8 @@ def _dollars(price: Price | None, work: _Work, seconds: Floats) -> Floats:
         return UNKNOWN
     fresh = work.prompt - work.cached
     tokens = fresh * price.input + work.cached * price.cached_input + work.completion * price.output
-    tokens = tokens / 1e6 if max(price[:3]) > 0 else 0 * seconds
-    return tokens + (seconds * price.hour / 3600 if price.hour else 0.0)
+    by_tokens = tokens / 1e6 if max(price[:3]) > 0 else np.zeros(1)
+    return np.asarray(by_tokens + (seconds * price.hour / 3600 if price.hour else 0.0))
 
 
 def _waves(stage: Stage, work: Mapping[str, _Work]) -> Range | None:

@@ -19,6 +19,7 @@ from tiers.screenfile.tiers import (
     AnyTier,
     EngineTier,
     HttpTier,
+    LlamaTier,
     ModelTierSection,
     OpenAIBatchTier,
 )
@@ -61,7 +62,9 @@ def stage_of(tier: AnyTier, policy: Policy, seen: Seen | None, guess: Guess | No
 def model_of(tier: AnyTier) -> str:
     """How people name a tier's model."""
     model = getattr(tier, "model", getattr(tier, "path", ""))
-    return str(getattr(model, "hub", model)).rpartition("/")[2]
+    name = str(getattr(model, "hub", model)).rpartition("/")[2]
+    preset = isinstance(tier, LlamaTier) and not name.endswith(".gguf")
+    return f"{name}-Q4_K_M" if preset else name
 
 
 def parameters(model: str) -> float | None:
