@@ -11,10 +11,15 @@ from typer.testing import CliRunner, Result
 from db.store import Store
 from flows.cli import app
 from flows.commands import plan as commands
+from flows.pilot import _at_once
 from flows.report.plan import held, plans_kept
 from tests.project import screened, write
 from tests.test_run import tier
+from tiers.opening import identity
+from tiers.prices import price_of
 from tiers.screenfile.file import load_screen
+from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier
+from tiers.tier import Job
 
 
 def tamis(*arguments: str) -> Result:
@@ -216,3 +221,17 @@ def test_a_person_at_a_terminal_is_asked_for_a_goal(monkeypatch: pytest.MonkeyPa
     assert "speed, cost, balance or quality" in asked[0]
     assert commands._goal(None, Limits(), None, ask=False) is None
     assert len(asked) == 1
+
+
+def test_a_tier_of_batches_is_the_same_judge_when_it_is_asked_at_once() -> None:
+    for ask in ("yes_no", {"json": {"why": "str"}}):
+        tier = OpenAIBatchTier.model_validate(
+            {"name": "b", "backend": "openai_batch", "model": "gpt-4o-mini", "ask": ask}
+        )
+        at_once = _at_once(tier)
+        assert isinstance(at_once, HttpTier)
+        assert identity(Job("any", at_once)) == identity(Job("any", tier))
+        dear, cheap = price_of(at_once), price_of(tier)
+        assert dear is not None
+        assert cheap is not None
+        assert dear.input == 2 * cheap.input
