@@ -34,7 +34,7 @@ def tamis(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def one_seed(seed: int, candidates: int, sample: int) -> list[dict[str, Any]]:
-    """The tiers of one run beside their plans."""
+    """The tiers of one run beside their plans. The sample is drawn by another seed than the rows."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         target = folder / "screen"
@@ -51,7 +51,7 @@ def one_seed(seed: int, candidates: int, sample: int) -> list[dict[str, Any]]:
             check=True, capture_output=True,
         )  # fmt: skip
         screen = str(target / "screen.yaml")
-        tamis(folder, "pilot", screen, "--sample", str(sample), "--seed", str(seed))
+        tamis(folder, "pilot", screen, "--sample", str(sample), "--seed", str(seed + 1000))
         run = tamis(folder, "run", screen)["run"]
         found: list[dict[str, Any]] = tamis(folder, "status", run)["plan"]
         return found
