@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy import delete, func, insert, or_, select, text
 
-from db.bulk import Noun, now, upsert
+from db.bulk import Noun, database_now, now, upsert
 from db.models import JudgementRow, JudgeRow, PilotRow, PlanRow, RunRow, RunTierRow, VerdictRow
 
 _PASS_ON = text("""
@@ -84,19 +84,24 @@ class Plans(Noun):
         with self._reading() as connection:
             return [Worked(*row) for row in connection.execute(_PACE, {"run_id": run_id})]
 
-    def forget_sample(self, run_id: int) -> None:
-        """Take a pilot's candidates out of it; the judgements stay, for every run."""
+    def clear(self, screen: str, run_id: int | None = None) -> None:
+        """Take samples and tiers out of a screen's pilots; the judgements stay, for every run.
+
+        Args:
+            screen: the screen.
+            run_id: the pilot; None for all that nobody works on, whose process may have died.
+        """
         with self._writing() as connection:
-            connection.execute(delete(VerdictRow).where(VerdictRow.run_id == run_id))
+            free = or_(RunRow.lock_until.is_(None), RunRow.lock_until < database_now(connection))
+            which = RunRow.id == run_id if run_id is not None else free
+            ids = select(RunRow.id).where(RunRow.kind == "pilot", RunRow.screen == screen, which)
+            for table in (VerdictRow, RunTierRow):
+                connection.execute(delete(table).where(table.run_id.in_(ids)))
 
     def add_pilot(self, run_id: int, screen: str, body: dict[str, Any]) -> None:
-        """Keep what a pilot measured; its sample and its tiers leave the lists of runs."""
+        """Keep what a pilot measured."""
+        values = {"run_id": run_id, "screen": screen, "body": json.dumps(body), "created_at": now()}
         with self._writing() as connection:
-            connection.execute(delete(VerdictRow).where(VerdictRow.run_id == run_id))
-            connection.execute(delete(RunTierRow).where(RunTierRow.run_id == run_id))
-            values = {
-                "run_id": run_id, "screen": screen, "body": json.dumps(body), "created_at": now(),
-            }  # fmt: skip
             connection.execute(insert(PilotRow).values(values))
 
     def pilots(self, screen: str) -> list[tuple[int, dict[str, Any]]]:

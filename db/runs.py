@@ -102,10 +102,10 @@ class Runs(Noun):
             tiers: names and policies of the cascade, in order.
             key: the run of this key; None for the newest unfinished run of this screen and
                 configuration, and a new key where there is none.
-            kind: a pilot is no run of the screen's candidates, and no list has it.
+            kind: a pilot is no run of the screen's candidates: no list has it, and each is new.
         """
         with self._writing() as connection:
-            found = _to_resume(connection, screen, config_hash, key, kind)
+            found = None if kind == "pilot" else _to_resume(connection, screen, config_hash, key)
             if found is None:
                 run_id = _add(connection, screen, config, config_hash, key, kind)
                 _add_tiers(connection, run_id, tiers)
@@ -377,14 +377,14 @@ def get(connection: Connection, run_id: int) -> RowMapping:
 
 
 def _to_resume(
-    connection: Connection, screen: str, config_hash: str, key: str | None, kind: str = "screen"
+    connection: Connection, screen: str, config_hash: str, key: str | None
 ) -> RowMapping | None:
     """The run of this key, or the newest unfinished one of this screen and configuration."""
     if key is None:
         return (
             connection.execute(
                 _RUNS.where(
-                    RunRow.kind == kind,
+                    RunRow.kind == "screen",
                     RunRow.screen == screen,
                     RunRow.config_hash == config_hash,
                     RunRow.state.not_in((RunState.DONE, RunState.ALARM)),
@@ -396,7 +396,7 @@ def _to_resume(
             .one_or_none()
         )
     row = connection.execute(_RUNS.where(RunRow.key == key)).mappings().one_or_none()
-    same = (screen, config_hash, kind)
+    same = (screen, config_hash, "screen")
     if row is not None and (row["screen"], row["config_hash"], row["kind"]) != same:
         raise StoreError(
             f"run '{key}' belongs to screen '{row['screen']}' with configuration "

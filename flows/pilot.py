@@ -63,21 +63,23 @@ def run_pilot(
     sample = sampled(definition.candidates, size, seed)
     announce(sample)
     with opened(asked, None, "pilot, ", kind="pilot") as (store, run, judges, shown, hold):
-        store.plans.forget_sample(run.id)  # of an attempt that was broken off
-        store.candidates.begin(run.id)
-        store.candidates.add(run.id, sample.rows, source=sample.source)
-        for position, work in enumerate(tier_works(asked, store, run, judges, hold)):
-            tier = TierRun(work, shown)
-            try:
-                tier.judge_waiting()
-                tier.finish()
-            finally:
-                tier.close()
-            store.plans.pass_on(run.id, position)
-        pilot = _measured(store, run, asked, judges, sample, seed)
-        busied = [replace(tier, busy=busy) for tier in pilot.tiers]
-        pilot = replace(pilot, tiers=busied)
-        store.plans.add_pilot(run.id, run.screen, pilot.as_json())
+        store.plans.clear(run.screen)  # those whose process died
+        try:
+            store.candidates.begin(run.id)
+            store.candidates.add(run.id, sample.rows, source=sample.source)
+            for position, work in enumerate(tier_works(asked, store, run, judges, hold)):
+                tier = TierRun(work, shown)
+                try:
+                    tier.judge_waiting()
+                    tier.finish()
+                finally:
+                    tier.close()
+                store.plans.pass_on(run.id, position)
+            pilot = _measured(store, run, asked, judges, sample, seed)
+            pilot = replace(pilot, tiers=[replace(tier, busy=busy) for tier in pilot.tiers])
+            store.plans.add_pilot(run.id, run.screen, pilot.as_json())
+        finally:
+            store.plans.clear(run.screen, run.id)
     return pilot
 
 

@@ -11,11 +11,14 @@ from typer.testing import CliRunner, Result
 from db.store import Store
 from flows.cli import app
 from flows.commands import plan as commands
+from flows.files.ingest import ingest
 from flows.pilot import _at_once
 from flows.report.plan import held, plans_kept
+from flows.run.session import open_run
 from tests.project import screened, write
 from tests.test_run import tier
 from tiers.opening import identity
+from tiers.policy import Policy
 from tiers.prices import price_of
 from tiers.screenfile.file import load_screen
 from tiers.screenfile.tiers import HttpTier, OpenAIBatchTier
@@ -76,6 +79,27 @@ def test_no_list_and_no_view_has_a_pilot(store: Store, screen: Path) -> None:
         assert connection.scalar(text("SELECT kind FROM run")) == "pilot"
 
 
+def test_a_pilot_that_was_stopped_leaves_no_rows(store: Store, screen: Path) -> None:
+    assert tamis("pilot", str(screen), "--hours", "0").exit_code == 3
+    with store.engine.connect() as connection:
+        for table in ("verdict", "run_tier", "pilot"):
+            assert connection.scalar(text(f"SELECT COUNT(*) FROM {table}")) == 0
+    # As one whose process was killed: the next pilot takes its rows away.
+    tiers = [("fast", Policy(reject_below=0.3)), ("slow", Policy(accept_above=0.6))]
+    store.runs.open("try", {}, "x", tiers, kind="pilot")
+    told(tamis("pilot", str(screen), "--json"))
+    with store.engine.connect() as connection:
+        assert connection.scalar(text("SELECT COUNT(*) FROM run_tier")) == 0
+
+
+def test_a_plan_tells_what_a_resume_would_redo(store: Store, screen: Path) -> None:
+    definition = load_screen(screen, allow_code=True)
+    run = open_run(store, definition, None)
+    ingest(store, run.id, definition.candidates)
+    found = told(tamis("plan", str(screen), "--json"))
+    assert found["resume"].startswith("run try-1: a resume would ask 300 candidates (fast 300)")
+
+
 def test_the_sample_is_drawn_by_its_seed(store: Store, screen: Path) -> None:
     drawn = []
     for seed in ("1", "1", "2"):
@@ -103,6 +127,7 @@ def test_a_pilot_has_its_own_budget_and_says_so_first(folder: Path, screen: Path
     stopped = tamis("pilot", str(screen), "--hours", "0", "--seed", "5")
     assert stopped.exit_code == 3
     assert "too few for a pilot" in stopped.stderr
+    assert tamis("pilot", str(screen), "--seed", "5").exit_code == 0
 
 
 def test_a_plan_needs_no_pilot_and_then_says_so(screen: Path) -> None:
