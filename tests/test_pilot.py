@@ -139,6 +139,9 @@ def test_a_plan_needs_no_pilot_and_then_says_so(screen: Path) -> None:
     shown = tamis("plan", str(screen), "--optimize", "speed")
     assert shown.exit_code == 2
     assert "run tamis pilot first" in shown.stderr
+    wished = told(tamis("plan", str(screen), "--deadline", "8h", "--json"))
+    assert (wished["choice"], wished["problem"]) == (None, None)
+    assert "run tamis pilot first" in wished["plan"]["by"]
 
 
 def test_a_plan_asks_no_model(screen: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,8 @@ def plan(
             problem = None if choice.chosen else choice.reason
         except NothingToRank as error:
             problem = str(error)
+            if optimize is None and write is None:  # nobody asked for a choice in so many words
+                problem, said = None, f"{said}; {error}"
     if as_json:
         print_json(_as_json(definition, rows, choice, problem, count, said, resume, compare))
     else:
