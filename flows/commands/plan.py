@@ -133,7 +133,7 @@ def plan(
         return
     if file is None:
         fail("names no screen file; write tamis plan screen.yaml, or tamis plan --kept")
-    from tiers.planning.choice import Limits, NothingToRank, choose, judged
+    from tiers.planning.choice import Limits, judged
     from tiers.screenfile.file import load_screen
 
     definition = load_screen(file)
@@ -141,15 +141,9 @@ def plan(
     maker, count, said, resume = _maker(definition, database, candidates)
     goal = _goal(optimize, limits, write, ask=not as_json)
     rows = judged(maker.all() if compare or goal else [maker.configured()], limits)
-    choice, problem = None, None
-    if goal is not None:
-        try:
-            choice = choose(rows, goal.value, limits)
-            problem = None if choice.chosen else choice.reason
-        except NothingToRank as error:
-            problem = str(error)
-            if optimize is None and write is None:  # nobody asked for a choice in so many words
-                problem, said = None, f"{said}; {error}"
+    choice, problem = _choice(rows, goal, limits)
+    if problem is not None and choice is None and optimize is None and write is None:
+        problem, said = None, f"{said}; {problem}"  # nobody asked for a choice in so many words
     if as_json:
         print_json(_as_json(definition, rows, choice, problem, count, said, resume, compare))
     else:
@@ -164,6 +158,21 @@ def plan(
     if write is not None and choice is not None and choice.chosen is not None:
         _write(file, write, choice.chosen, rows[0])
     raise typer.Exit(DONE if problem is None else USAGE)
+
+
+def _choice(
+    rows: "Sequence[Alternative]", goal: Goals | None, limits: "Limits"
+) -> tuple["Choice | None", str | None]:
+    """What is chosen, if anything, and what is in the way."""
+    from tiers.planning.choice import NothingToRank, choose
+
+    if goal is None:
+        return None, None
+    try:
+        found = choose(rows, goal.value, limits)
+    except NothingToRank as error:
+        return None, str(error)
+    return found, None if found.chosen else found.reason
 
 
 def _maker(
