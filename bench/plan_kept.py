@@ -1,7 +1,9 @@
-"""Whether plans hold: python -m bench.plan_kept [--seeds N] [--candidates N] [--sample N].
+"""Whether plans hold: python -m bench.plan_kept [--seeds N] [--candidates N] [--sample N] [--draws N].
 
 For each seed other made-up applicants, a pilot of them, a plan, and the run; then each figure of each tier
-is held against its 80 % range. Figures for which the pilot was too small are counted apart.
+is held against its 80 % range. Figures for which the pilot was too small are counted apart. With
+`--draws`, so many pilots are also drawn from the first tier's scores of one input: counts alone, and
+of them enough to tell 80 % from less.
 """
 
 import argparse
@@ -10,10 +12,19 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.common import finish, machine, table
+from bench.promise import score
+from demo.records import applicants
+from tiers.planning.alternatives import Maker
+from tiers.planning.estimate import Workload
+from tiers.planning.measured import Pilot, Seen
+from tiers.screenfile.file import load_screen
 
 FIGURES = ("candidates", "promoted", "seconds")
 
@@ -57,12 +68,31 @@ def one_seed(seed: int, candidates: int, sample: int) -> list[dict[str, Any]]:
         return found
 
 
+def drawn(draws: int, candidates: int, sample: int) -> int:
+    """How many of so many pilots of one input have the true count of promoted in their range."""
+    definition = load_screen(Path(str(files("demo"))) / "screen.yaml")
+    scores = score(definition, 0, [one.text for one in applicants(candidates, 7)])
+    policy, hits = definition.policy(0), 0
+    two = definition.model_copy(update={"tiers": (definition.tiers[0], definition.tiers[2])})
+    true = float(((scores >= policy.reject_below) & (scores <= policy.accept_above)).sum())
+    lot, zeros = np.random.default_rng(0), [0] * sample
+    for _ in range(draws):
+        told: list[float | None] = [float(one) for one in lot.choice(scores, sample, replace=False)]
+        tiers = [Seen(name, "", told, list(told), zeros, zeros, zeros) for name in "ab"]
+        pilot = Pilot("", "", "", "", candidates, 0, tiers)
+        made = Maker(two, Workload(candidates, sample), pilot).configured().estimate.tiers[0]
+        low, _, high = made.promoted
+        hits += (low or 0.0) <= true <= (high or 0.0)
+    return hits
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=100, help="the first seed")
     parser.add_argument("--candidates", type=int, default=20_000)
     parser.add_argument("--sample", type=int, default=200)
+    parser.add_argument("--draws", type=int, default=0)
     given = parser.parse_args()
     print(f"{machine()}; {given.candidates:,} candidates, pilots of {given.sample}\n")
     rows, kept = [], {name: [0, 0] for name in FIGURES}
@@ -92,6 +122,9 @@ def main() -> None:
     table(("figure", "inside", "of", "share"), shares)
     print(f"\nall counts inside: {whole['counts']} of {given.seeds} seeds; ", end="")
     print(f"all times: {whole['seconds']} of {given.seeds}")
+    if given.draws:
+        hits = drawn(given.draws, given.candidates, given.sample)
+        print(f"{hits} of {given.draws} pilots of one input have the count in their range")
     finish("plan_kept", {"kept": kept, "seeds": given.seeds, "whole": whole})
 
 
