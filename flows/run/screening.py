@@ -15,6 +15,7 @@ from flows.guarantee.thresholds import standing
 from flows.progress import Display, say
 from flows.recorder import current, recorded
 from flows.report.artifacts import publish
+from flows.report.plan import keep_plan
 from flows.run.budget import Budgets
 from flows.run.cascade import Cascade
 from flows.run.hold import Hold
@@ -154,6 +155,7 @@ def screen_candidates(
             require_calibration(store, run, definition)
             if read:
                 read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
+            keep_plan(store, run, definition, judges)
             for line in standing(store, run):
                 say(line, shown)
             for _ in range(ROUNDS):
