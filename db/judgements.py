@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import bindparam, select, text
 
 from db.bulk import Noun, Staging, in_order, now, stage, storable
-from db.models import UtcDateTime
+from db.models import JudgementRow, UtcDateTime
 from tiers.types import Candidate, Judgement
 
 NOWHERE: Mapping[str, int] = {}
@@ -132,6 +132,12 @@ class Judgements(Noun):
         with self._reading() as connection:
             parameters = {"run_id": run_id, "position": position, "judge_id": judge_id}
             return int(connection.scalar(_COUNT_UNJUDGED, parameters) or 0)
+
+    def any(self, run_id: int) -> bool:
+        """Whether the run has paid for an answer."""
+        query = select(JudgementRow.text_id).where(JudgementRow.run_id == run_id).limit(1)
+        with self._reading() as connection:
+            return connection.scalar(query) is not None
 
     def record(
         self,

@@ -157,6 +157,8 @@ class RunRow(Base):
     """How often the lock was taken; who holds an earlier number writes no state any more."""
     pause_attempt: Mapped[int | None]
     """The attempt that is asked to end as paused; a later one was not asked."""
+    kind: Mapped[str] = mapped_column(server_default="screen")
+    """`screen`, or `pilot` for a sample that was measured, which decides nothing."""
 
 
 class TextRow(Base):
@@ -556,3 +558,29 @@ class SampleRow(Base):
     """Seconds of waiting for the judge, whatever it did: tokenizing, prefilling, decoding."""
     storing: Mapped[float]
     """Seconds of writing answers, and of deciding by them."""
+
+
+class PilotRow(Base):
+    """What a sample of a screen's candidates showed of its tiers."""
+
+    __tablename__ = "pilot"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), primary_key=True, autoincrement=False)
+    """The run of kind `pilot` that paid for it."""
+    screen: Mapped[str] = mapped_column(index=True)
+    body: Mapped[str]
+    """As JSON: `tiers.planning.measured.Pilot`."""
+    created_at: Mapped[datetime]
+
+
+class PlanRow(Base):
+    """What a run was expected to take when it began."""
+
+    __tablename__ = "plan"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), primary_key=True, autoincrement=False)
+    pilot_id: Mapped[int | None]
+    """The pilot behind it; null where there was none."""
+    body: Mapped[str]
+    """As JSON: for each tier, ranges of candidates, promoted, seconds and dollars."""
+    created_at: Mapped[datetime]

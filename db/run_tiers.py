@@ -63,8 +63,8 @@ class RunTiers(Noun):
         Raises:
             StoreError: candidates of this run went past the tier under another judge.
         """
-        canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        canonical = _canonical(description)
+        digest = judge_digest(description)
         with self._writing() as connection:
             connection.execute(
                 upsert(connection, JudgeRow)
@@ -80,6 +80,16 @@ class RunTiers(Noun):
     def judges(self, run_id: int) -> list[int | None]:
         """Who judges at each tier; None where nobody was asked yet."""
         query = select(RunTierRow.judge_id).where(RunTierRow.run_id == run_id)
+        with self._reading() as connection:
+            return list(connection.scalars(query.order_by(RunTierRow.position)))
+
+    def digests(self, run_id: int) -> list[str]:
+        """The digest of each tier's judge, as `judge_digest` gives it."""
+        query = (
+            select(JudgeRow.digest)
+            .join(RunTierRow, RunTierRow.judge_id == JudgeRow.id)
+            .where(RunTierRow.run_id == run_id)
+        )
         with self._reading() as connection:
             return list(connection.scalars(query.order_by(RunTierRow.position)))
 
@@ -158,6 +168,15 @@ class RunTiers(Noun):
         """Say how many candidates the next tier's budget pays for, for the policy `budget`."""
         with self._writing() as connection:
             _set(connection, run_id, position, affordable=count)
+
+
+def judge_digest(description: dict[str, Any]) -> str:
+    """Names a judge: SHA-256 of its description in canonical JSON, hexadecimal."""
+    return hashlib.sha256(_canonical(description).encode()).hexdigest()
+
+
+def _canonical(description: dict[str, Any]) -> str:
+    return json.dumps(description, sort_keys=True, separators=(",", ":"))
 
 
 def count_tiers(connection: Connection, run_id: int) -> int:

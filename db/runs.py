@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
@@ -28,6 +28,8 @@ from tiers.policy import Policy
 from tiers.types import Outcome
 
 _RUNS: Select[Any] = select(*RunRow.__table__.columns)
+_SCREENS = _RUNS.where(RunRow.kind == "screen")
+"""Without pilots."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Runs(Noun):
         config_hash: str,
         tiers: Sequence[tuple[str, Policy]],
         key: str | None = None,
+        kind: Literal["screen", "pilot"] = "screen",
     ) -> Run:
         """Find the run to work on, or add it; one that was there stays as it is until `resume`.
 
@@ -99,11 +102,12 @@ class Runs(Noun):
             tiers: names and policies of the cascade, in order.
             key: the run of this key; None for the newest unfinished run of this screen and
                 configuration, and a new key where there is none.
+            kind: a pilot is no run of the screen's candidates: no list has it, and each is new.
         """
         with self._writing() as connection:
-            found = _to_resume(connection, screen, config_hash, key)
+            found = None if kind == "pilot" else _to_resume(connection, screen, config_hash, key)
             if found is None:
-                run_id = _add(connection, screen, config, config_hash, key)
+                run_id = _add(connection, screen, config, config_hash, key, kind)
                 _add_tiers(connection, run_id, tiers)
             else:
                 run_id = found["id"]
@@ -138,14 +142,14 @@ class Runs(Noun):
         Raises:
             StoreError: there is none.
         """
-        query = _RUNS.order_by(RunRow.id.desc()).limit(1)
+        query = _SCREENS.order_by(RunRow.id.desc()).limit(1)
         if key is not None:
             query = query.where(RunRow.key == key)
         with self._reading() as connection:
             row = connection.execute(query).mappings().one_or_none()
             if row is not None:
                 return _as_run(row)
-            newest = select(RunRow.key).order_by(RunRow.id.desc()).limit(10)
+            newest = _SCREENS.with_only_columns(RunRow.key).order_by(RunRow.id.desc()).limit(10)
             known = connection.scalars(newest).all()
         if not known:
             raise StoreError("the database holds no run yet; start one with: tamis run SCREEN.yaml")
@@ -157,7 +161,7 @@ class Runs(Noun):
         Raises:
             StoreError: there is none.
         """
-        query = _RUNS.where(RunRow.screen == run.screen, RunRow.id < run.id)
+        query = _SCREENS.where(RunRow.screen == run.screen, RunRow.id < run.id)
         query = query.order_by(RunRow.id.desc()).limit(1)
         with self._reading() as connection:
             row = connection.execute(query).mappings().one_or_none()
@@ -171,7 +175,7 @@ class Runs(Noun):
     def newest(self, limit: int = 20) -> list[RunStatus]:
         """The newest runs first, and how they stand."""
         with self._reading() as connection:
-            rows = connection.execute(_RUNS.order_by(RunRow.id.desc()).limit(limit)).mappings()
+            rows = connection.execute(_SCREENS.order_by(RunRow.id.desc()).limit(limit)).mappings()
             return [_as_status(connection, row) for row in rows.all()]
 
     def running(self) -> list[RunStatus]:
@@ -380,6 +384,7 @@ def _to_resume(
         return (
             connection.execute(
                 _RUNS.where(
+                    RunRow.kind == "screen",
                     RunRow.screen == screen,
                     RunRow.config_hash == config_hash,
                     RunRow.state.not_in((RunState.DONE, RunState.ALARM)),
@@ -391,7 +396,8 @@ def _to_resume(
             .one_or_none()
         )
     row = connection.execute(_RUNS.where(RunRow.key == key)).mappings().one_or_none()
-    if row is not None and (row["screen"], row["config_hash"]) != (screen, config_hash):
+    same = (screen, config_hash, "screen")
+    if row is not None and (row["screen"], row["config_hash"], row["kind"]) != same:
         raise StoreError(
             f"run '{key}' belongs to screen '{row['screen']}' with configuration "
             f"{row['config_hash'][:12]}, but this is screen '{screen}' with configuration "
@@ -402,12 +408,20 @@ def _to_resume(
 
 
 def _add(
-    connection: Connection, screen: str, config: dict[str, Any], config_hash: str, key: str | None
+    connection: Connection,
+    screen: str,
+    config: dict[str, Any],
+    config_hash: str,
+    key: str | None,
+    kind: str,
 ) -> int:
     """Insert a run; without a key, it gets the screen's name and the next free number."""
-    number = connection.scalar(select(func.count()).where(RunRow.screen == screen)) or 0
+    same = (RunRow.screen == screen, RunRow.kind == kind)
+    number = connection.scalar(select(func.count()).where(*same)) or 0
+    stem = screen if kind == "screen" else f"{screen}-{kind}"
     values = {
         "screen": screen,
+        "kind": kind,
         "config": _as_json(config),
         "config_hash": config_hash,
         "state": RunState.RUNNING,
@@ -418,7 +432,7 @@ def _add(
         number += 1
         run_id = connection.scalar(
             upsert(connection, RunRow)
-            .values(key=key or f"{screen}-{number}", **values)
+            .values(key=key or f"{stem}-{number}", **values)
             .on_conflict_do_nothing(index_elements=["key"])
             .returning(RunRow.id)
         )

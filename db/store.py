@@ -16,6 +16,7 @@ from db.errors import DatabaseError, InputRefused, StoreError
 from db.judgements import Judgements
 from db.labels import PEOPLE, Label, Labels, Scored, rubric_digest
 from db.models import BatchState, LabelSource, RunState, TierState
+from db.plans import Plans
 from db.policies import Change, Policies, Version
 from db.results import Difference, Explanation, FunnelRow, JudgementDetail, Results
 from db.run_tiers import RunTiers, Spent
@@ -83,6 +84,7 @@ class Store:
         self.benchmarks = Benchmarks(engine)
         self.samples = Samples(engine)
         self.results = Results(engine)
+        self.plans = Plans(engine)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from flows.report.reliability import markdown as reliability_markdown
 from flows.report.reliability import reliability_of
 from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
-from flows.run.sampling import sampled
+from flows.run.meters import sampled
 from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
 from flows.watch.events import PAUSED, emit

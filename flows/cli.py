@@ -19,6 +19,7 @@ from flows.commands import (
     guarantee,
     labels,
     operate,
+    plan,
     results,
     run,
 )
@@ -59,6 +60,7 @@ for group in (
     demo,
     check,
     doctor,
+    plan,
     results,
     operate,
     control,

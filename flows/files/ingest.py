@@ -80,7 +80,7 @@ def check_input(candidates: Candidates) -> None:
         address_of(candidates.source)
         return
     for source in sources(candidates.source):
-        _checked(source, candidates)
+        checked(source, candidates)
     rows, bad = 0, None
     for _, chunk in _chunks_of_sources(candidates, None):
         if any(isinstance(row, Row) for row in chunk):
@@ -132,7 +132,7 @@ def first_texts(candidates: Candidates, count: int) -> list[tuple[str, str]]:
     readable = (
         (row.key, row.text)
         for source in sources(candidates.source)
-        for row in to_rows(_checked(source, candidates), candidates, source.name)
+        for row in to_rows(checked(source, candidates), candidates, source.name)
         if isinstance(row, Row) and row.problem is None
     )
     if found := list(islice(readable, count)):
@@ -140,7 +140,7 @@ def first_texts(candidates: Candidates, count: int) -> list[tuple[str, str]]:
     raise ScreenError(candidates.address, ["candidates.from: holds no candidate that can be read"])
 
 
-def _checked(source: Source, candidates: Candidates) -> Iterator[Read]:
+def checked(source: Source, candidates: Candidates) -> Iterator[Read]:
     """The rows of one source, checked for the columns that the screen names.
 
     Raises:
@@ -198,7 +198,7 @@ def _chunks_of_sources(
     """All rows, or the first so many, in chunks with the name of the source that holds them."""
     read = 0
     for source in sources(candidates.source):
-        records = islice(_checked(source, candidates), None if limit is None else limit - read)
+        records = islice(checked(source, candidates), None if limit is None else limit - read)
         rows = _of_shard(to_rows(records, candidates, source.name), candidates.shard)
         for chunk in _chunks(rows):
             yield source.name, chunk

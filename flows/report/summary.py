@@ -15,6 +15,7 @@ from flows.guarantee.audit import RunAudit, audit_of, in_words, table_of
 from flows.owner import state_of
 from flows.report import forecast as coming
 from flows.report.forecast import Forecast
+from flows.report.plan import FIGURES, Held, held, planned_words
 from flows.terminal import number, visible
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
@@ -102,11 +103,13 @@ class Summary:
     """Age of the newest answer, where it was looked for."""
     resume: Forecast | None = None
     """What a resume would ask, where it was looked for."""
+    plan: Sequence[Held] | None = None
+    """What each tier was expected to do when the run began, where it was looked for."""
 
     def as_json(self) -> dict[str, Any]:
         """As `--json` prints it: what was not measured or looked for is left out."""
         told = asdict(self)
-        for name in ("whole_seconds", "newest_seconds", "resume"):
+        for name in ("whole_seconds", "newest_seconds", "resume", "plan"):
             if told[name] is None:
                 del told[name]
         return told
@@ -149,10 +152,12 @@ def outlook(store: Store, run: Run) -> Summary:
     funnel = store.results.funnel(run.id)
     newest = max((row.newest for row in funnel if row.newest is not None), default=None)
     age = None if newest is None else (datetime.now(UTC) - newest).total_seconds()
+    plan = store.plans.of(run.id)
     return replace(
         _summary(store, run, funnel),
         newest_seconds=None if age is None else round(max(age, 0.0), 1),
         resume=coming.forecast(store, run, funnel),
+        plan=None if plan is None else held(plan, funnel),
     )
 
 
@@ -212,6 +217,7 @@ def show(finished: Summary, console: Console) -> None:
     console.print(f"run {finished.run}: {finished.state}{why}", style="bold")
     console.print(table)
     _show_addresses(finished.addresses, console)
+    _show_plan(finished.plan or (), console)
     money = f"; {_usd(finished.usd)} USD" if priced else ""
     whole = finished.whole_seconds
     times = f"{finished.seconds:,.1f} s of work"
@@ -256,6 +262,27 @@ def _show_addresses(addresses: Sequence[AddressSummary], console: Console) -> No
             f"{one.judged:,}",
             visible(one.error or ""),
         )
+    console.print(table)
+
+
+def _show_plan(plan: Sequence[Held], console: Console) -> None:
+    """What was expected beside what came, each in a column of its own."""
+    if not plan:
+        return
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("tier")
+    shown = [name for name in FIGURES if any(one.planned[name][2] for one in plan)]
+    for name in shown:
+        table.add_column(f"{name}, planned", justify="right")
+        table.add_column("actual", justify="right")
+    for one in plan:
+        cells = []
+        for name in shown:
+            actual = one.actual[name]
+            mark = " (outside)" if one.inside[name] is False else ""
+            words = "unknown" if actual is None else planned_words(name, [actual] * 3)
+            cells += [planned_words(name, one.planned[name]), words + mark]
+        table.add_row(one.tier, *cells)
     console.print(table)
 
 

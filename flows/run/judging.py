@@ -13,7 +13,7 @@ from flows.report.artifacts import ProgressArtifact
 from flows.run.addresses import AddressWatch
 from flows.run.budget import Admission, Budgets
 from flows.run.hold import Paused
-from flows.run.sampling import Meter
+from flows.run.meters import Meter
 from flows.watch.telemetry import count, span
 from flows.watch.traces import TierTraces
 from tiers.placing import open_tier

@@ -15,11 +15,12 @@ from flows.guarantee.thresholds import standing
 from flows.progress import Display, say
 from flows.recorder import current, recorded
 from flows.report.artifacts import publish
+from flows.report.plan import keep_plan
 from flows.run.budget import Budgets
 from flows.run.cascade import Cascade
 from flows.run.hold import Hold
 from flows.run.judging import TierWork
-from flows.run.sampling import Meter, Sampler, sampled
+from flows.run.meters import Meter, Sampler, sampled
 from flows.run.session import keys_of, open_run, opened
 from flows.settings import Settings, load_keys
 from flows.watch.telemetry import span
@@ -156,6 +157,7 @@ def screen_candidates(
             require_calibration(store, run, definition)
             if read:
                 read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
+            keep_plan(store, run, definition, judges)
             for line in standing(store, run):
                 say(line, shown)
             for _ in range(ROUNDS):

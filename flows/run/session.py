@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
+from typing import Literal
 
 from db.engine import check_ready, open_engine
 from db.store import DatabaseError, InputRefused, Run, RunState, Store
@@ -30,7 +31,10 @@ from tiers.types import TierError
 
 @contextmanager
 def opened(
-    definition: Screen, key: str | None, doing: str = ""
+    definition: Screen,
+    key: str | None,
+    doing: str = "",
+    kind: Literal["screen", "pilot"] = "screen",
 ) -> Iterator[tuple[Store, Run, list[int], Display, Hold]]:
     """Hold a run while it is worked on: its store, itself, its tiers' judges, display and hold.
 
@@ -47,7 +51,7 @@ def opened(
     engine = open_engine(url)
     try:
         store = Store(engine)
-        run = open_run(store, definition, key)
+        run = open_run(store, definition, key, kind)
         with (
             ending_on_signals(),
             working(store, run, definition) as hold,
@@ -65,11 +69,16 @@ def opened(
         engine.dispose()
 
 
-def open_run(store: Store, definition: Screen, key: str | None) -> Run:
+def open_run(
+    store: Store,
+    definition: Screen,
+    key: str | None,
+    kind: Literal["screen", "pilot"] = "screen",
+) -> Run:
     """The run of this definition to work on: the key's, the newest unfinished one, or a new one."""
     tiers = [(tier.name, definition.policy(i)) for i, tier in enumerate(definition.tiers)]
     return store.runs.open(
-        definition.screen, as_config(definition), definition.digest, tiers, key=key
+        definition.screen, as_config(definition), definition.digest, tiers, key=key, kind=kind
     )
 
 
