@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from sqlalchemy import Engine
 
 from db.addresses import Addresses, AddressStatus
+from db.aggregates import Aggregates
 from db.approvals import Approval, Approvals
 from db.audits import Audited, Audits
 from db.batches import Batch, Batches
@@ -84,6 +85,7 @@ class Store:
         self.benchmarks = Benchmarks(engine)
         self.samples = Samples(engine)
         self.results = Results(engine)
+        self.aggregates = Aggregates(engine)
         self.plans = Plans(engine)
 
 

@@ -56,6 +56,9 @@ class Meter:
             self.completion_tokens += one.completion_tokens
 
 
+_NOTHING = {name: count for name, count in asdict(Meter()).items() if name != "at_work"}
+
+
 class _Used(NamedTuple):
     """What the run's processes have used so far."""
 
@@ -125,7 +128,7 @@ class Sampler:
         news = {
             position: count
             for position, count in counts.items()
-            if count.pop("at_work") | (self._kept.get(position) != count)
+            if count.pop("at_work") | (self._kept.get(position, _NOTHING) != count)
         }
         self._kept |= news
         told = news or {NOBODY: {}}
