@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 POINTS = 72
 """Units of an inch: one is a pixel where the page is as wide as the drawing."""
-WIDTH, HEIGHT = 400, 230
+WIDTH, HEIGHT = 370, 215
 NAMES = (
     "ink", "soft", "line", "paper", "accent", "accepted", "rejected", "review", "failed", "pending",
     "one", "two", "three", "four", "five",

@@ -197,8 +197,8 @@ def _cards(made: _Made, found: _Found | None) -> list[Card]:
     audit = one.audit
     if audit is not None and audit.recall is not None:
         low, high = audit.recall
-        words = f"recall by audit, confidence {audit.confidence:g}"
-        cards.insert(2, Card("recall", f"{low:.3f} to {high:.3f}", words, "certificate"))
+        words = f"by audit, confidence {audit.confidence:g}"
+        cards.insert(2, Card("recall", f"{low:.2f} to {high:.2f}", words, "certificate"))
     elif certificate is not None and certificate.status == "certified":
         words = f"confidence {certificate.confidence:g}, against {certificate.against}"
         cards.insert(
@@ -250,13 +250,15 @@ def _scores(made: _Made) -> Section | None:
         for row in rows:
             bins[row["bin"]][row["became"]] = row["candidates"]
         low, high = policies.get(tier, (None, None))
-        drawn.append(_drawn(charts.scores(bins, low, high, visible(tier))))
+        drawn.append(_drawn(charts.scores(bins, low, high, visible(tier)), visible(tier)))
     if not drawn:
         return None
     return Section(
         "scores", "Scores", "How many candidates got which score at each tier, by what became of "
         "them there; a dashed line is a threshold. Where one bin is much higher than others, the "
-        "axis is logarithmic.", [answer.sql], charts=drawn,
+        "axis is logarithmic. "
+        + "Labelled candidates follow their label, whatever their score."
+        * bool(made.certificate is not None), [answer.sql], charts=drawn,
     )  # fmt: skip
 
 
@@ -336,8 +338,8 @@ def _costs(made: _Made, found: _Found | None) -> Section:
         words += " What a true positive cost is not measured: nobody has labelled an accepted one."
     return Section(
         "costs", "Cost and time", words, sql,
-        header=("tier", "USD", "a candidate", "one passed", "seconds", "ms a candidate",
-                "ms one passed"),
+        header=("tier", "USD", "for 1,000 candidates", "for 1,000 passed", "seconds",
+                "ms a candidate", "ms one passed"),
         rows=rows,
     )  # fmt: skip
 
@@ -348,11 +350,15 @@ def _cost_row(
     def each(whole: float | None, count: int, words: Callable[[float], str]) -> str:
         return "-" if whole is None or not count else words(whole / count)
 
+    def thousand(value: float) -> str:
+        return _usd(1000 * value)
+
     def milliseconds(value: float) -> str:
         return f"{1000 * value:,.1f}"
 
     return (
-        name, _usd(usd), each(usd, reached, _usd), each(usd, passed, _usd), f"{seconds:,.1f}",
+        name, _usd(usd), each(usd, reached, thousand), each(usd, passed, thousand),
+        f"{seconds:,.1f}",
         each(seconds, reached, milliseconds), each(seconds, passed, milliseconds),
     )  # fmt: skip
 
