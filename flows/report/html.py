@@ -327,9 +327,10 @@ def _costs(made: _Made, found: _Found | None) -> Section:
     sql = [made.funnel_sql]
     if found is not None and found.positives:
         true = one.accepted * found.positives / found.labels
-        each = "" if one.usd is None else f"{_usd(one.usd / max(true, 1))} USD and "
+        each = "" if one.usd is None else f"{_usd(1000 * one.usd / max(true, 1))} USD and "
+        each += _time(1000 * one.seconds / max(true, 1))
         words += (
-            f" A true positive found took {each}{_time(one.seconds / max(true, 1))}: of "
+            f" 1,000 true positives found took {each}: of "
             f"{found.labels:,} labelled ones among the accepted {found.positives:,} are positive, "
             f"which makes about {true:,.0f}."
         )

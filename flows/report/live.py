@@ -1,7 +1,7 @@
 """A run looked at while it works: a view in the terminal, or lines elsewhere.
 
-It asks for samples and for the rows of the tiers, which costs a millisecond or so. The funnel counts
-all candidates: it is asked for so seldom that all of it stays below a hundredth of a core.
+It asks for samples and for the rows of the tiers, which costs a millisecond or so. The funnel
+counts all candidates: it is asked for so seldom that all stays below a hundredth of a core.
 """
 
 import time
@@ -137,73 +137,6 @@ def _drawn(run: Run, view: View) -> Group:
         Text(f"run {run.key}: {view.state}", style="bold"), table, Text(_machine(view.newest)),
         Text(_counts(view), style="dim"),
     )  # fmt: skip
-
-
-def _lines(store: Store, run: Run, console: Console, *, as_json: bool) -> None:
-    for view in _views(store, run, LINE_SECONDS):
-        if as_json:
-            print(_json(run, view), flush=True)  # noqa: T201 - one object a line
-        else:
-            console.print(_line(run, view))
-
-
-def _views(store: Store, run: Run, seconds: float) -> Iterator[View]:
-    """The run as it is, every so often; the last one is that of its end."""
-    funnel: list[dict[str, Any]] = []
-    counted, wait = 0.0, 0.0
-    while True:
-        stored, holder, locked = store.runs.standing(run.id)
-        state = state_by(stored, holder, locked=locked)
-        began = time.monotonic()
-        if began - counted >= wait:
-            funnel = [
-                {"tier": row.tier, **{name: getattr(row, name) for name in COUNTS}}
-                for row in store.results.funnel(run.id)
-            ]
-            counted = time.monotonic()
-            wait = max(FUNNEL_SECONDS, FUNNEL_SHARE * (counted - began))
-        tiers = store.samples.now(run.id)
-        newest = max((one.sample for one in tiers if one.sample), key=_number, default=None)
-        views = [_tier(one) for one in tiers]
-        yield View(state, views, newest, funnel, time.monotonic() - counted)
-        if state is not RunState.RUNNING:
-            return
-        time.sleep(seconds)
-
-
-def _number(sample: Sample) -> int:
-    return sample.number
-
-
-def _tier(one: TierNow) -> TierView:
-    now, before = one.sample, one.before
-    if now is None:
-        return TierView(one.tier, str(one.state), 0, 0, None, None, None, None)
-    rate = tokens = left = None
-    if before is not None and (seconds := (now.at - before.at).total_seconds()) > 0:
-        rate = (now.judged - before.judged) / seconds
-        read = now.prompt_tokens + now.completion_tokens
-        tokens = (read - before.prompt_tokens - before.completion_tokens) / seconds
-        left = (now.expected - now.judged) / rate if rate else None
-    cached = now.cached_tokens / now.prompt_tokens if now.prompt_tokens else None
-    expected = max(now.expected, now.judged)
-    return TierView(one.tier, str(one.state), now.judged, expected, rate, tokens, cached, left)
-
-
-def _drawn(run: Run, view: View) -> Group:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("tier", "", "judged", "of", "a second", "tokens/s", "cached", "left"):
-        table.add_column(name, justify="left" if name in ("tier", "") else "right")
-    for one in view.tiers:
-        table.add_row(
-            visible(one.tier),
-            ProgressBar(max(one.expected, 1), one.judged, width=24),
-            f"{one.judged:,}", f"{one.expected:,}", _words(one.rate), _words(one.tokens),
-            "" if one.cached is None else f"{one.cached:.0%}",
-            "" if one.left is None or one.state != "running" else f"{one.left:,.0f} s",
-        )  # fmt: skip
-    parts = [Text(f"run {run.key}: {view.state}", style="bold"), table, Text(_machine(view.newest))]
-    return Group(*parts, Text(_counts(view), style="dim"))
 
 
 def _line(run: Run, view: View) -> str:
