@@ -111,7 +111,7 @@ class Sampler:
 
     def _samples(self) -> list[Sample]:
         at = time.monotonic()
-        if at - self._opened >= max(FIRST_SECONDS, (at - self._began) / SHARE):
+        if at - self._opened >= stands_for(at - self._began):
             self._opened, self._number, self._first = at, self._number + 1, self._last
         self._last = _used()
         gpu_memory, gpu = cards() or (None, None)
@@ -133,6 +133,11 @@ class Sampler:
         self._kept |= news
         told = news or {NOBODY: {}}
         return [Sample(**shared, position=position, **count) for position, count in told.items()]
+
+
+def stands_for(elapsed: float) -> float:
+    """For how many seconds a sample stands, so many seconds after the run began."""
+    return max(FIRST_SECONDS, elapsed / SHARE)
 
 
 @contextmanager
