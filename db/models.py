@@ -474,6 +474,24 @@ class BadRowRow(Base):
     """The one of the run's `ingests` that met it."""
 
 
+class QuoteRow(Base):
+    """Where a quote of a judge's reply stands in the text that was judged."""
+
+    __tablename__ = "quote"
+
+    judge_id: Mapped[int] = mapped_column(ForeignKey("judge.id"), primary_key=True)
+    text_id: Mapped[int] = mapped_column(_Big, ForeignKey("text.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """Of the quote in the reply, from 0."""
+    occurrence: Mapped[int] = mapped_column(primary_key=True)
+    """Of the quote in the text, from 0."""
+    field: Mapped[str]
+    quote: Mapped[str]
+    start: Mapped[int | None]
+    """In characters of the text; null where the quote does not stand in it."""
+    stop: Mapped[int | None]
+
+
 class BenchmarkRow(Base):
     """How a tier did at one setting on one machine: what `tamis bench` measured or took over."""
 

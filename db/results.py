@@ -82,6 +82,10 @@ _RECORD = """(
     SELECT candidate_record.fields FROM candidate_record
     WHERE candidate_record.candidate_id = candidate.id
 )"""
+_EVIDENCE = text(f"""
+    SELECT tier, field, quote, start, stop FROM evidence {_ONE_CANDIDATE}
+    ORDER BY position, number, occurrence
+""")  # noqa: S608 - our own words
 _AUDITED = text("""
     SELECT run_tier.name
     FROM audit
@@ -159,6 +163,17 @@ class JudgementDetail(NamedTuple):
     """Of the tokens; None where the price is not known or goes by the hour."""
 
 
+class Evidence(NamedTuple):
+    """A passage that a tier's reply quotes, at one of the places where it stands."""
+
+    tier: str
+    field: str
+    quote: str
+    start: int | None
+    """In characters of the text; None where the text does not hold the quote."""
+    stop: int | None
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Everything that a run remembers about one candidate."""
@@ -175,6 +190,7 @@ class Explanation:
     """In the order of the tiers, those that the candidate reached and that answered."""
     audited: str | None = None
     """The tier that had rejected it, where an audit asked the last tier all the same."""
+    evidence: Sequence[Evidence] = ()
 
 
 class Results(Noun):
@@ -274,6 +290,7 @@ class Results(Noun):
                 why=result["why"],
                 judgements=[_detail(row, policies[row["position"]]) for row in details],
                 audited=connection.scalar(_AUDITED, {**parameters, "run_id": run_id}),
+                evidence=[Evidence(*row) for row in connection.execute(_EVIDENCE, parameters)],
             )
 
 

@@ -19,6 +19,7 @@ from db.labels import PEOPLE, Label, Labels, Scored, rubric_digest
 from db.models import BatchState, LabelSource, RunState, TierState
 from db.plans import Plans
 from db.policies import Change, Policies, Version
+from db.quotes import Quotes
 from db.results import Difference, Explanation, FunnelRow, JudgementDetail, Results
 from db.run_tiers import RunTiers, Spent
 from db.runs import Account, Run, Runs, RunStatus
@@ -75,6 +76,7 @@ class Store:
         self.tiers = RunTiers(engine)
         self.candidates = Candidates(engine)
         self.judgements = Judgements(engine)
+        self.quotes = Quotes(engine)
         self.verdicts = Verdicts(engine)
         self.policies = Policies(engine)
         self.labels = Labels(engine)

@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 import pytest
 
+from tiers.backends.llama import engine
 from tiers.backends.llama.tier import Llama
 from tiers.prompt import compose, in_chat, question_for
 from tiers.screenfile.tiers import LlamaTier
@@ -244,3 +245,15 @@ def test_a_rubric_longer_than_the_models_context_is_refused(plain_model: Path) -
     long = Job("word " * 9000, job(plain_model).config)
     with pytest.raises(TierError, match="the rubric takes"):
         Llama(long)
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(0.5, 1), (2.0, 2), (3.9, 3)])
+def test_an_engine_takes_the_processors_that_its_container_may_use(
+    plain_model: Path, monkeypatch: pytest.MonkeyPatch, quota: float, threads: int
+) -> None:
+    monkeypatch.setattr(engine, "cores", lambda: quota)
+    tier = Llama(job(plain_model, threads=None))
+    try:
+        assert llama_cpp.llama_n_threads(tier._engine._context) == threads
+    finally:
+        tier.close()

@@ -17,8 +17,9 @@ from flows.cli import app
 from flows.report import readiness
 from tests.gguf_bare import BARE, write_bare
 from tests.gguf_models import SHAPES, write_model
+from tiers.container import cores
 from tiers.planning import machine
-from tiers.planning.machine import Gpu, Llama, Machine, cores, look
+from tiers.planning.machine import Gpu, Llama, Machine, look
 
 from .openai_server import ModelServer
 
@@ -226,13 +227,6 @@ def test_an_address_of_a_database_that_means_nothing_is_told(doctor: Any) -> Non
     code, found = doctor(database="postgresql://me:secret@127.0.0.1:9/x")
     assert code == 2
     assert "secret" not in json.dumps(found)
-
-
-def test_a_quota_below_the_processors_advises_threads(doctor: Any, tmp_path: Path) -> None:
-    write_model(tmp_path / "small.gguf", SHAPES["llama"])
-    code, found = doctor("{name: a, backend: llama, model: small.gguf}", seen=of(cores=0.5))
-    assert code == 0
-    assert "write threads: 1 in tier 'a'" in found["notes"][-1]
 
 
 def test_what_is_not_installed_is_told(doctor: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,22 @@ class AnswerSet(NamedTuple):
         return [space + text for text in cased for space in ("", " ")]
 
 
+_SCHEMAS: Mapping[str, Json] = {
+    "str": {"type": "string"},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "date": {"type": "string", "format": "date"},
+    "quote": {"type": "string"},
+    "quotes": {"type": "array", "items": {"type": "string"}},
+}
+"""Kinds of fields."""
+_KIND_WORDS = {
+    "date": "date as YYYY-MM-DD",
+    "quote": "one passage, copied word for word from the candidate",
+    "quotes": "list of passages, each copied word for word from the candidate",
+}
+
 YES_NO = AnswerSet(("yes", "no"), (1.0, 0.0))
 DIGITS = AnswerSet(tuple("0123456789"), tuple(digit / 9 for digit in range(10)))
 
@@ -155,7 +171,9 @@ def question_for(ask: str | Mapping[str, str]) -> str:
         case str():
             raise ValueError(f"ask is '{ask}'; write yes_no, score or json")
         case _:
-            wanted = "".join(f', "{name}" ({kind})' for name, kind in ask.items())
+            wanted = "".join(
+                f', "{name}" ({_KIND_WORDS.get(kind.strip(), kind)})' for name, kind in ask.items()
+            )
             return (
                 'Answer with one JSON object and nothing else. Its keys: "verdict" (yes or no: '
                 f"does this candidate meet the rubric?){wanted}."
@@ -175,22 +193,22 @@ def reply_schema(fields: Mapping[str, str]) -> Json:
 
 
 def field_schema(kind: str) -> Json:
-    """The JSON schema of one field: str, int, float, bool, 'list of ...' or 'one | other'.
+    """The JSON schema of one field: a simple kind, 'list of ...' or 'one | other'.
 
     Raises:
         ValueError: none of these.
     """
-    simple = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
     kind = kind.strip()
-    if kind in simple:
-        return {"type": simple[kind]}
+    if kind in _SCHEMAS:
+        return dict(_SCHEMAS[kind])
     if kind.startswith("list of "):
         return {"type": "array", "items": field_schema(kind.removeprefix("list of "))}
     if "|" in kind and all(choices := [choice.strip() for choice in kind.split("|")]):
         return {"enum": choices}
     raise ValueError(
         f"'{kind}' is no kind of field; "
-        "write str, int, float, bool, 'list of str', or choices such as 'junior | mid | senior'"
+        "write str, int, float, bool, date, quote, quotes, 'list of str', or choices such as "
+        "'junior | mid | senior'"
     )
 
 

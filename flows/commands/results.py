@@ -129,7 +129,7 @@ def sql(
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the database; the connection can only read. Views: result, funnel, judgement_detail."""
+    """Ask the database; nothing is changed. Views: result, funnel, judgement_detail, evidence."""
     from db.query import ask
 
     print_rows(ask(settings().database(database), query), as_json, empty="no rows")
@@ -174,6 +174,9 @@ def _show_explanation(found: "Explanation") -> None:
         outcome = str(detail.outcome or "pending")
         table.add_row(detail.tier, score, visible(detail.reading or ""), outcome, visible(why))
     out.print(table)
+    for one in found.evidence:
+        where = "not in the text" if one.start is None else f"characters {one.start} to {one.stop}"
+        out.print(f"{one.tier}, {one.field}: '{visible(one.quote)}': {where}")
     if found.audited is not None:
         out.print(f"rejected by tier '{found.audited}'; an audit had the last tier asked as well")
 

@@ -254,13 +254,6 @@ def _notes(machine: Machine, tiers: tuple[AnyTier, ...]) -> Iterator[str]:
     for one in tiers:
         if isinstance(one, LlamaTier) and _must_be_fetched(one):
             yield f"the model of tier '{one.name}' is fetched from the hub when it is first used"
-    whole = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine.cores
-    engines = [one for one in tiers if isinstance(one, LlamaTier) and one.threads is None]
-    if machine.cores < whole and engines:
-        yield (
-            f"this container may use {machine.cores:g} cores and sees {whole}: write "
-            f"threads: {max(1, int(machine.cores))} in tier '{engines[0].name}'"
-        )
     if not machine.gpus and can_see_nvidia() and find_spec("pynvml") is None:
         yield "there is an NVIDIA driver: pip install 'tamis[gpu]' shows its cards here"
 

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from db.quotes import QuoteCounts
 from db.store import BatchState, FunnelRow, Run, RunState, RunStatus, Store
 from flows.guarantee.audit import RunAudit, audit_of, in_words, table_of
 from flows.owner import state_of
@@ -97,6 +98,8 @@ class Summary:
     tiers: list[TierSummary]
     audit: RunAudit | None
     addresses: Sequence[AddressSummary] = ()
+    quotes: QuoteCounts | None = None
+    """Where a tier's reply has to quote the text."""
     whole_seconds: float | None = None
     """From the start of the command to its end, where a command has just run it."""
     newest_seconds: float | None = None
@@ -109,7 +112,8 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         """As `--json` prints it: what was not measured or looked for is left out."""
         told = asdict(self)
-        for name in ("whole_seconds", "newest_seconds", "resume", "plan"):
+        told["quotes"] = None if self.quotes is None else self.quotes._asdict()
+        for name in ("quotes", "whole_seconds", "newest_seconds", "resume", "plan"):
             if told[name] is None:
                 del told[name]
         return told
@@ -143,6 +147,7 @@ def _summary(store: Store, run: Run, funnel: Sequence[FunnelRow]) -> Summary:
         out=sum(batch.lines for batch in out),
         tiers=tiers,
         addresses=_addresses(store, run, working=state_of(status) is RunState.RUNNING),
+        quotes=counts if (counts := store.quotes.counts(run.id)).texts else None,
         audit=audit_of(store, run),
     )
 
@@ -232,6 +237,8 @@ def show(finished: Summary, console: Console) -> None:
         console.print(coming.in_words(finished.resume))
     if finished.audit:
         console.print(in_words(finished.audit))
+    if finished.quotes is not None:
+        console.print(quotes_line(finished.quotes))
     rows = finished.rows
     if rows.bad or rows.duplicate:
         of_run = f"JOIN run ON run.id = run_id WHERE run.key = '{finished.run}'"
@@ -241,6 +248,15 @@ def show(finished: Summary, console: Console) -> None:
             f"{rows.read:,} rows read, {rows.duplicate:,} of them repeated and "
             f"{rows.bad:,} unreadable{look}"
         )
+
+
+def quotes_line(counts: QuoteCounts) -> str:
+    """How many of the replies' quotes the texts hold, in words."""
+    missing = counts.quotes - counts.found
+    return (
+        f"{counts.quotes:,} quotes in {counts.texts:,} replies, {missing:,} of them not in the "
+        f"text ({counts.without:,} replies); a yes with such a quote goes to review"
+    )
 
 
 def _show_addresses(addresses: Sequence[AddressSummary], console: Console) -> None:
@@ -340,6 +356,8 @@ def markdown(finished: Summary) -> str:
             ],
         ),
     ]
+    if finished.quotes is not None:
+        lines += ["", quotes_line(finished.quotes)]
     if finished.audit:
         lines += ["", in_words(finished.audit), "", *table_of(finished.audit)]
     key = shlex.quote(finished.run)

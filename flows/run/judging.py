@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 
 from db.judgements import NOWHERE
@@ -12,6 +13,7 @@ from flows.recorder import current
 from flows.report.artifacts import ProgressArtifact
 from flows.run.addresses import AddressWatch
 from flows.run.budget import Admission, Budgets
+from flows.run.evidence import check_quotes, quoted_fields
 from flows.run.hold import Paused
 from flows.run.meters import Meter
 from flows.watch.telemetry import count, span
@@ -68,6 +70,11 @@ class TierWork:
     @property
     def name(self) -> str:
         return self.job.config.name
+
+    @cached_property
+    def quoted(self) -> Mapping[str, str]:
+        """The fields of a reply that have to stand in the text."""
+        return quoted_fields(self.job.config)
 
     def beside(self, stop: Callable[[], bool], *, follows: bool) -> "TierWork":
         """The same work beside other tiers: it begins no new candidate once `stop` says so."""
@@ -305,6 +312,8 @@ def record(
     """
     if work.traces is not None:
         work.traces.answered(judgements)
+    if work.quoted:
+        judgements = check_quotes(work.store, work.judge_id, work.quoted, judgements)
     untold: list[Judgement] = []
     if work.by_tokens:
         untold = [one for one in judgements if one.score is not None and not one.prompt_tokens]

@@ -8,6 +8,7 @@ from tiers.planning.alternatives import Alternative
 from tiers.planning.measured import Range
 
 Goal = Literal["speed", "cost", "balance", "quality"]
+MANY = 1e6
 SLACK = 0.01
 """Agreement and recall may be so much below those of the screen as configured."""
 
@@ -216,8 +217,10 @@ def usd_range(found: Range) -> str:
 
 
 def count_range(found: Range) -> str:
-    """Counts in words."""
-    return _in_words(found, lambda count: f"{count:,.0f}")
+    """Counts in words, millions in short."""
+    return _in_words(
+        found, lambda count: f"{count:,.0f}" if count < MANY else f"{count / MANY:,.1f} M"
+    )
 
 
 def _in_words(found: Range, shown: Callable[[float], str]) -> str:

@@ -11,7 +11,6 @@ many answers in a call) is refused or counted here first.
 
 import ctypes
 import math
-import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 
 from tiers.backends.llama.sizes import batch_size, cells, sequences
+from tiers.container import cores
 from tiers.screenfile.tiers import LlamaTier
 from tiers.types import TierError
 
@@ -310,7 +310,7 @@ class Engine:
         parameters.n_seq_max = self._sequences
         # One logit row a sequence and not one a token: 31 MiB instead of 500 for a Gemma.
         parameters.n_outputs_max = self._sequences
-        parameters.n_threads = parameters.n_threads_batch = config.threads or _processors()
+        parameters.n_threads = parameters.n_threads_batch = config.threads or max(1, int(cores()))
         parameters.kv_unified = True
         parameters.swa_full = True  # a smaller window cache loses the prefix without a word
         parameters.type_k = parameters.type_v = KV_TYPES[config.kv_type]
@@ -366,11 +366,3 @@ class Log:
 
 def _pointer(array: NDArray[Any], kind: Any) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(kind))
-
-
-def _processors() -> int:
-    """Processors that this process may use, which in a container is not what the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
