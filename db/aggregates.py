@@ -192,6 +192,11 @@ class Answer(NamedTuple):
 class Aggregates(Noun):
     """Counts over runs, for reports."""
 
+    def sql(self, question: str, run: Run) -> str:
+        """A question as it would be asked, for figures that are known already."""
+        with self._reading() as connection:
+            return _filled(connection, question, run, None, None)
+
     def ask(
         self, question: str, run: Run, *, told: Told | None = None, before: Run | None = None
     ) -> Answer:

@@ -23,7 +23,7 @@ from flows.guarantee.audit import in_words
 from flows.guarantee.certificate import Certificate, certificate_in_use
 from flows.report import charts
 from flows.report.charts import Flow, Line, Span
-from flows.report.plan import FIGURES, planned_words
+from flows.report.plan import FIGURES, held, planned_words
 from flows.report.summary import Summary, account_line, summary
 from flows.terminal import number, visible
 
@@ -66,12 +66,14 @@ class _Made:
 
     def __init__(self, store: Store, run: Run) -> None:
         self.store, self.run = store, run
-        self.summary = summary(store, run)
+        funnel = store.results.funnel(run.id)
+        self.summary = summary(store, run, funnel)
+        plan = store.plans.of(run.id)
+        self.held = None if plan is None else held(plan, funnel)
         self.certificate = certificate_in_use(store, run)
         self.told = _told(run, self.certificate)
-        funnel = store.aggregates.ask(asks.FUNNEL, run)
-        self.funnel_sql = funnel.sql
-        self.tiers = funnel.rows
+        self.funnel_sql = store.aggregates.sql(asks.FUNNEL, run)
+        self.tiers = [row._asdict() for row in funnel]
 
 
 def report(store: Store, run: Run) -> str:
@@ -223,10 +225,9 @@ def _funnel(made: _Made) -> Section:
     ]  # fmt: skip
     shown = ["reached", "judged", "reused", "promoted", *reversed(charts.VERDICTS)]
     shown = [name for name in shown if any(row[name] for row in made.tiers)]
-    account = made.store.aggregates.ask(asks.ACCOUNT, made.run)
     section = Section(
         "funnel", "Funnel", "How many candidates each tier saw, and what it did with them.",
-        [made.funnel_sql, account.sql],
+        [made.funnel_sql, made.store.aggregates.sql(asks.ACCOUNT, made.run)],
         header=("tier", *shown, "tokens read", "cached", "written"),
         rows=[
             (row["tier"], *(f"{row[name]:,}" for name in shown), f"{row['prompt_tokens']:,}",
@@ -291,13 +292,12 @@ def _reliability(made: _Made) -> Section | None:
 
 def _plan(made: _Made) -> Section | None:
     """What the run was expected to take beside what it took."""
-    held = made.summary.plan
-    if not held:
+    if not made.held:
         return None
-    sql = made.store.aggregates.ask(asks.PLAN, made.run).sql
-    shown = [name for name in FIGURES if any(one.planned[name][2] for one in held)]
+    sql = made.store.aggregates.sql(asks.PLAN, made.run)
+    shown = [name for name in FIGURES if any(one.planned[name][2] for one in made.held)]
     spans, rows = [], []
-    for one in held:
+    for one in made.held:
         for name in shown:
             (low, expected, high), actual = one.planned[name], one.actual[name]
             mark = {True: "inside", False: "outside", None: "-"}[one.inside[name]]
@@ -482,7 +482,7 @@ def _certificate(made: _Made) -> Section | None:
     found, audit = made.certificate, made.summary.audit
     if found is None and audit is None:
         return None
-    sql = made.store.aggregates.ask(asks.CERTIFICATE, made.run).sql
+    sql = made.store.aggregates.sql(asks.CERTIFICATE, made.run)
     section = Section("certificate", "Certificate", "", [sql], header=("", ""), text_columns=2)
     if found is not None:
         section.words = f"{found.message}. In full: tamis certificate {made.run.key}"
