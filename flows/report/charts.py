@@ -43,6 +43,8 @@ DARK = {
     "one": "#6ea8e6", "two": "#f0b03c", "three": "#2dbd91", "four": "#c08fcc", "five": "#f27b4b",
 }  # fmt: skip
 """Told apart by the colour-blind, too: Okabe and Ito's hues, with other brightness."""
+FAR = 4.0
+"""Times what was expected, beyond which the axis of a plan is logarithmic."""
 _STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -196,6 +198,9 @@ def plan(spans: Sequence[Span]) -> str:
                       color=HUE["accent" if inside else "failed"])  # fmt: skip
         axes.axvline(1, color=HUE["soft"], linewidth=0.8, linestyle=(0, (3, 2)))
         axes.set_yticks(range(len(spans)), [one.name for one in reversed(spans)])
+        if max(each for one in spans for each in (one.high, one.actual)) > FAR:
+            axes.set_xscale("symlog", linthresh=1)
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.set(xlabel="times what was expected", ylim=(-0.6, len(spans) - 0.4))
         axes.tick_params("y", length=0)
 

@@ -303,7 +303,13 @@ def _plan(made: _Made) -> Section | None:
             mark = {True: "inside", False: "outside", None: "-"}[one.inside[name]]
             words = "unknown" if actual is None else planned_words(name, [actual] * 3)
             rows.append((one.tier, name, planned_words(name, one.planned[name]), words, mark))
-            if low is not None and expected and high is not None and actual is not None:
+            if (
+                low is not None
+                and expected
+                and high is not None
+                and actual is not None
+                and mark != "-"
+            ):
                 spans.append(
                     Span(f"{visible(one.tier)}, {name}", low / expected, high / expected,
                          actual / expected)

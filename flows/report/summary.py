@@ -358,7 +358,7 @@ def markdown(finished: Summary) -> str:
     if finished.audit:
         lines += ["", in_words(finished.audit), "", *table_of(finished.audit)]
     key = shlex.quote(finished.run)
-    asks = [f"tamis results {key}", f"tamis explain {key} KEY"]
+    asks = [f"tamis report {key}", f"tamis results {key}", f"tamis explain {key} KEY"]
     return "\n".join([*lines, "", "Look further:", "", "```", *asks, "```"])
 
 
