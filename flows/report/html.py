@@ -303,17 +303,9 @@ def _plan(made: _Made) -> Section | None:
             mark = {True: "inside", False: "outside", None: "-"}[one.inside[name]]
             words = "unknown" if actual is None else planned_words(name, [actual] * 3)
             rows.append((one.tier, name, planned_words(name, one.planned[name]), words, mark))
-            if (
-                low is not None
-                and expected
-                and high is not None
-                and actual is not None
-                and mark != "-"
-            ):
-                spans.append(
-                    Span(f"{visible(one.tier)}, {name}", low / expected, high / expected,
-                         actual / expected)
-                )  # fmt: skip
+            if expected and actual is not None and one.inside[name] is not None:
+                spread = (low or 0.0) / expected, (high or 0.0) / expected
+                spans.append(Span(f"{visible(one.tier)}, {name}", *spread, actual / expected))
     return Section(
         "plan", "Planned | actual", "A bar is the range of the plan (80 % of runs are to lie "
         "inside), the mark is what came: a dot inside, a diamond outside.",
