@@ -44,6 +44,7 @@ class Page:
 
     def look(self, width: int, height: int = 1000, *, dark: bool = False) -> None:
         """Have a screen of this width, in light or in dark; a narrow one is a phone's."""
+        self._call("Emulation.setScrollbarsHidden", hidden=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         self._call(

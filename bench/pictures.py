@@ -86,7 +86,7 @@ def report(home: Path, picture: Path) -> None:
         subprocess.run(asked_for, cwd=folder, env=environment, check=True)
     subprocess.run([*TAMIS, "report", "monday"], cwd=folder, env=environment, check=True)
     with browser() as page:
-        page.look(1280, 1010)
+        page.look(1280, 1190)
         page.open((folder / "monday.html").as_uri())
         page.picture(picture)
 

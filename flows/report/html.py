@@ -208,7 +208,9 @@ def _cards(made: _Made, found: _Found | None) -> list[Card]:
         )
     else:
         cards.insert(2, Card("recall", "not measured", "no certificate", "funnel"))
-    if found is not None and found.labels:
+    people = made.told is not None and made.told.source is LabelSource.PERSON
+    # The last tier's labels decide who is accepted: they would praise themselves.
+    if people and found is not None and found.labels:
         words = f"{found.positives:,} of {found.labels:,} labelled ones are positive"
         cards.append(Card("precision", _share(found.positives, found.labels), words, "costs"))
     left = one.review + one.failed + one.pending
