@@ -30,7 +30,27 @@ class Page:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._number = 0
+        self.asked: list[str] = []
+        """Addresses that the page asked for, since the network was cut."""
         self._call("Page.enable")
+
+    def cut(self) -> None:
+        """Cut the network, and note whatever the page asks for from now on."""
+        self._call("Network.enable")
+        self._call(
+            "Network.emulateNetworkConditions",
+            offline=True, latency=0, downloadThroughput=0, uploadThroughput=0,
+        )  # fmt: skip
+
+    def look(self, width: int, height: int = 1000, *, dark: bool = False) -> None:
+        """Have a screen of this width, in light or in dark; a narrow one is a phone's."""
+        self._call("Emulation.setScrollbarsHidden", hidden=True)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=width < 500,
+        )  # fmt: skip
 
     def open(self, url: str) -> None:
         """Go to an address, and wait until the page is drawn."""
@@ -101,6 +121,8 @@ class Page:
         self._connection.send(json.dumps(message))
         while True:
             told = json.loads(self._connection.recv(timeout=60))
+            if told.get("method") == "Network.requestWillBeSent":
+                self.asked.append(told["params"]["request"]["url"])
             if told.get("id") == self._number:
                 if "error" in told:
                     raise RuntimeError(f"{method}: {told['error']['message']}")

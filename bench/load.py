@@ -53,6 +53,8 @@ class Load(NamedTuple):
     """Megabytes, pages that processes share counted in each."""
     status: float
     """The longest `tamis status` while it worked, in seconds."""
+    report: float
+    """Seconds of `tamis report` afterwards."""
     slow: list[str]
     """Statements that took longer than 0.3 s, with their seconds."""
 
@@ -125,8 +127,14 @@ def run(folder: Path, count: int, url: str) -> Load:
         raise SystemExit(f"the run lost somebody: {finished}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime - own
+    asked = time.monotonic()
+    written = [sys.executable, "-m", "flows.cli", "report", "one"]
+    subprocess.run(written, cwd=folder, env=env, stdout=subprocess.DEVNULL, check=True)
+    page = time.monotonic() - asked
     slow = (folder / "slow").read_text().splitlines() if (folder / "slow").exists() else []
-    return Load(count, cpu, wall, peaks[0], longest, sorted(slow, key=seconds_of, reverse=True))
+    return Load(
+        count, cpu, wall, peaks[0], longest, page, sorted(slow, key=seconds_of, reverse=True)
+    )
 
 
 def seconds_of(line: str) -> float:
@@ -159,11 +167,12 @@ def report(kind: str, loads: list[Load]) -> None:
         "wall s",
         "peak MB",
         "status, longest, s",
+        "report s",
     )
     table(
         header,
         [
-            [f"{one.candidates:,}", each(one), one.wall, one.peak, one.status]
+            [f"{one.candidates:,}", each(one), one.wall, one.peak, one.status, one.report]
             for one in (small, large)
         ],
     )

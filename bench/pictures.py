@@ -1,12 +1,14 @@
 """Pictures of the Prefect UI while a screen runs: python -m bench.pictures [FOLDER].
 
 The demo's screen over 6,000 made-up applicants is served, started through its form's deployment and
-looked at with a headless Chromium: the form, the run's page in mid-run, the funnel, the report.
+looked at with a headless Chromium: the form, the run's page in mid-run, the funnel, the report. Then
+it is calibrated on its own, and the report of `tamis report` is looked at; --report makes that alone.
 """
 
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,13 +25,25 @@ from bench.browser import browser
 from demo.records import applicants
 
 COUNT = 6_000
+TAMIS = (sys.executable, "-m", "flows.cli")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("docs/pictures"))
-    pictures = parser.parse_args().folder
+    parser.add_argument("--report", action="store_true", help="only the report of tamis report")
+    chosen = parser.parse_args()
+    pictures = chosen.folder
     pictures.mkdir(parents=True, exist_ok=True)
+    if not chosen.report:
+        prefect(pictures)
+    with tempfile.TemporaryDirectory() as home:
+        report(Path(home), pictures / "report.png")
+    print(f"pictures in {pictures}")
+
+
+def prefect(pictures: Path) -> None:
+    """The Prefect UI before, in and after a run."""
     with tempfile.TemporaryDirectory() as home, serving(Path(home)) as address:
         api = f"{address}/api"
         (mine,) = asked(f"{api}/deployments/filter", {})
@@ -56,19 +70,39 @@ def main() -> None:
                     time.sleep(0.5)
                 page.open(f"{address}/v2/artifacts/artifact/{found}")
                 page.picture(pictures / f"{name}.png")
-    print(f"pictures in {pictures}")
 
 
-@contextmanager
-def serving(home: Path) -> Iterator[str]:
-    """The demo's screen, served; the address of the UI."""
-    environment = {
+def report(home: Path, picture: Path) -> None:
+    """A pilot, a run with the thresholds of a calibration, and the upper part of its report."""
+    folder = made(home)
+    screen = folder / "screen.yaml"
+    free = re.sub(r"^ +policy: {reject_below.*\n", "", screen.read_text(), flags=re.MULTILINE)
+    promise = "{recall: 0.95, confidence: 0.9, against: large, labels: 1500, prevalence: 0.09}"
+    priced = free.replace("    threads: 1", "    threads: 1\n    price: {hour: 0.8}")
+    screen.write_text(f"{priced}guarantee: {promise}\n")
+    environment = cleared() | {"TAMIS_RECORD": "false"}
+    for command in ("calibrate", "run"):
+        asked_for = [*TAMIS, command, "screen.yaml", "--key", "monday"]
+        subprocess.run(asked_for, cwd=folder, env=environment, check=True)
+    subprocess.run([*TAMIS, "report", "monday"], cwd=folder, env=environment, check=True)
+    with browser() as page:
+        page.look(1280, 1190)
+        page.open((folder / "monday.html").as_uri())
+        page.picture(picture)
+
+
+def cleared() -> dict[str, str]:
+    """The environment without settings of Prefect's and of ours."""
+    return {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PREFECT", "TAMIS"))
     }
-    tamis = [sys.executable, "-m", "flows.cli"]
-    subprocess.run([*tamis, "init", "screen"], cwd=home, check=True, capture_output=True)
+
+
+def made(home: Path) -> Path:
+    """A folder with the demo's screen over many applicants."""
+    subprocess.run([*TAMIS, "init", "screen"], cwd=home, check=True, capture_output=True)
     folder = home / "screen"
     with (folder / "many.jsonl").open("w") as file:
         for one in applicants(COUNT, 1):
@@ -81,10 +115,17 @@ def serving(home: Path) -> Iterator[str]:
             file.write(json.dumps(row) + "\n")
     screen = folder / "screen.yaml"
     screen.write_text(screen.read_text().replace("applicants.csv", "many.jsonl"))
+    return folder
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[str]:
+    """The demo's screen, served; the address of the UI."""
+    environment, folder = cleared(), made(home)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [*tamis, "serve", "screen.yaml", "--port", str(port)],
+        [*TAMIS, "serve", "screen.yaml", "--port", str(port)],
         cwd=folder, env=environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

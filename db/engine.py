@@ -30,6 +30,7 @@ _WRITER_PRAGMAS = (
     # With WAL, a power cut may undo the last seconds, but never damages the file.
     "PRAGMA synchronous = NORMAL",
 )
+_LEAN_PRAGMAS = ("PRAGMA temp_store = FILE", "PRAGMA cache_size = -16384")
 _WAL_TRIES = 300
 # Two processes that both find Postgres empty take turns.
 _UPGRADE_LOCK = int.from_bytes(b"tamis")
@@ -61,8 +62,13 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def read_only_engine(url: str) -> Engine:
-    """An engine on which every write fails, for queries that somebody else typed."""
+def read_only_engine(url: str, *, lean: bool = False) -> Engine:
+    """An engine on which every write fails, for queries that somebody else typed.
+
+    Args:
+        url: of the database.
+        lean: whether SQLite keeps what it sorts in files instead of in memory.
+    """
     parsed = _parsed(url)
     if parsed.get_backend_name() != "sqlite":
         return create_engine(
@@ -74,7 +80,7 @@ def read_only_engine(url: str) -> Engine:
         path = Path(parsed.database or "").absolute().as_uri()
         parsed = parsed.set(database=path, query={"mode": "ro", "uri": "true"})
     engine = create_engine(parsed)
-    _prepare_sqlite(engine, *_PRAGMAS, "PRAGMA query_only = ON")
+    _prepare_sqlite(engine, *_PRAGMAS, *(_LEAN_PRAGMAS if lean else ()), "PRAGMA query_only = ON")
     return engine
 
 

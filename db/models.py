@@ -541,6 +541,43 @@ class BenchmarkRow(Base):
     """Why it was not measured."""
 
 
+class SampleRow(Base):
+    """What a run used while it worked; counts and seconds are those of its attempt so far."""
+
+    __tablename__ = "sample"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """From 0 in each attempt; the newest one moves on until its time is over."""
+    position: Mapped[int] = mapped_column(primary_key=True)
+    """Of the tier that worked; -1 where none did."""
+    at: Mapped[datetime]
+    cpu: Mapped[float | None]
+    """Cores that the run's processes kept busy since the sample before, as a mean."""
+    memory: Mapped[int | None] = mapped_column(BigInteger())
+    """Bytes of all of them, shared pages counted in each."""
+    gpu: Mapped[float | None]
+    """How busy the cards are, in [0, 1]; null without any."""
+    gpu_memory: Mapped[int | None] = mapped_column(BigInteger())
+    """Bytes in use on all cards."""
+    judged: Mapped[int] = mapped_column(BigInteger())
+    expected: Mapped[int] = mapped_column(BigInteger())
+    """Judged ones and those that wait."""
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger())
+    cached_tokens: Mapped[int] = mapped_column(BigInteger())
+    completion_tokens: Mapped[int] = mapped_column(BigInteger())
+    loading: Mapped[float]
+    """Seconds of opening the engine."""
+    reading: Mapped[float]
+    """Seconds of fetching candidates from the database."""
+    judging: Mapped[float]
+    """Seconds of waiting for the judge, whatever it did: tokenizing, prefilling, decoding."""
+    storing: Mapped[float]
+    """Seconds of writing answers, and of deciding by them."""
+
+
 class PilotRow(Base):
     """What a sample of a screen's candidates showed of its tiers."""
 

@@ -240,6 +240,13 @@ class Runs(Noun):
         with self._reading() as connection:
             return _as_status(connection, get(connection, run_id))
 
+    def standing(self, run_id: int) -> tuple[RunState, str | None, bool]:
+        """State, holder, and whether it holds the run: without counting candidates."""
+        query = select(RunRow.state, RunRow.lock_owner, RunRow.lock_until)
+        with self._reading() as connection:
+            state, holder, until = connection.execute(query.where(RunRow.id == run_id)).one()
+            return state, holder, until is not None and until > database_now(connection)
+
     def account(self, run_id: int) -> Account:
         """Where the run's candidates are.
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from sqlalchemy import Engine
 
 from db.addresses import Addresses, AddressStatus
+from db.aggregates import Aggregates
 from db.approvals import Approval, Approvals
 from db.audits import Audited, Audits
 from db.batches import Batch, Batches
@@ -22,6 +23,7 @@ from db.quotes import Quotes
 from db.results import Difference, Explanation, FunnelRow, JudgementDetail, Results
 from db.run_tiers import RunTiers, Spent
 from db.runs import Account, Run, Runs, RunStatus
+from db.samples import Sample, Samples
 from db.verdicts import Verdicts
 from db.what_if import Consequences, Flip, Step, what_if
 
@@ -51,6 +53,7 @@ __all__ = [
     "Run",
     "RunState",
     "RunStatus",
+    "Sample",
     "Scored",
     "Spent",
     "Step",
@@ -82,7 +85,9 @@ class Store:
         self.batches = Batches(engine)
         self.addresses = Addresses(engine)
         self.benchmarks = Benchmarks(engine)
+        self.samples = Samples(engine)
         self.results = Results(engine)
+        self.aggregates = Aggregates(engine)
         self.plans = Plans(engine)
 
 

@@ -21,6 +21,7 @@ from flows.report.reliability import markdown as reliability_markdown
 from flows.report.reliability import reliability_of
 from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
+from flows.run.meters import sampled
 from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
 from flows.watch.events import PAUSED, emit
@@ -76,12 +77,13 @@ def calibrate(
     with (
         recorded("calibrate", name, tags=[definition.screen], **told),
         opened(definition, key, "calibrating ") as (store, run, judges, shown, hold),
+        sampled(store, run) as sampler,
     ):
         if read:
             read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
         try:
             _plan(Calibration(store, run, definition), shown, anyway=anyway)
-            works = tier_works(definition, store, run, judges, hold)
+            works = tier_works(definition, store, run, judges, hold, sampler=sampler)
             _score(works, shown)
             calibration = Calibration(store, run, definition)
             _label(calibration, works[-1], shown)

@@ -20,6 +20,7 @@ from flows.commands import (
     labels,
     operate,
     plan,
+    report,
     results,
     run,
 )
@@ -62,6 +63,7 @@ for group in (
     doctor,
     plan,
     results,
+    report,
     operate,
     control,
     changes,

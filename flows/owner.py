@@ -45,9 +45,14 @@ def is_dead(holder: str) -> bool:
 
 def state_of(status: RunStatus) -> RunState:
     """A run's state; one that says `running` and has no living holder is `interrupted`."""
-    if status.run.state is not RunState.RUNNING:
-        return status.run.state
-    living = status.locked and not (status.lock_owner and is_dead(status.lock_owner))
+    return state_by(status.run.state, status.lock_owner, locked=status.locked)
+
+
+def state_by(state: RunState, holder: str | None, *, locked: bool) -> RunState:
+    """The same by what is cheap to ask: the state as stored, and the lock."""
+    if state is not RunState.RUNNING:
+        return state
+    living = locked and not (holder and is_dead(holder))
     return RunState.RUNNING if living else RunState.INTERRUPTED
 
 

@@ -354,7 +354,8 @@ def test_scores_are_held_against_labels(folder: Path) -> None:
         picture = svg(found)
         circles = sum(row.count > 0 for one in found for row in one.table)
         assert ET.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own
-        assert picture.count("<circle") == circles
+        tiers = picture.split('<g id="tier-')[1:]
+        assert sum(one.partition("</g>")[0].count("<use") for one in tiers) == circles
         rows = bars(medium)
         assert rows[-1]["#: positive, |: mean score"].count("#") == 29  # and the mark
         with pytest.raises(StoreError, match="write one of: small, medium"):

@@ -31,9 +31,10 @@ Verdict = Annotated[
 ]
 
 
-@app.command(epilog="Example: `tamis status` or `tamis status monday --json`")
+@app.command(epilog="Example: `tamis status` or `tamis status monday --watch`")
 def status(
     run_key: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's key.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look on while the run works.")] = False,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,6 +48,11 @@ def status(
             raise
         print_rows([], as_json, empty=str(nothing))
         return
+    if watch:
+        from flows.report.live import watch as look_on
+
+        look_on(store, store.runs.find(run_key), out, as_json=as_json)
+        run_key = store.runs.find(run_key).key
     if run_key is None:
         rows = [status_row(status) for status in store.runs.newest(50)]
         print_rows(rows, as_json, empty="no runs yet; start one with tamis run FILE")

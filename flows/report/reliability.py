@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from db.store import LabelSource, Run, Store, StoreError, rubric_digest
 from flows.guarantee.labelling import definition_of
 from flows.guarantee.state import Calibration, truth
+from flows.terminal import visible
 from tiers.calibration import (
     Bin,
     brier,
@@ -18,9 +19,6 @@ from tiers.calibration import (
 )
 from tiers.screenfile.file import Screen
 
-SIDE = 400
-"""Of the plot's square, in pixels."""
-COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8d5a97", "#e08e45")
 BAR = 30
 """Characters of a bar that stands for 1."""
 
@@ -129,39 +127,19 @@ def bars(found: Reliability) -> list[dict[str, Any]]:
 
 
 def svg(found: list[Reliability]) -> str:
-    """The reliability diagram: mean score to the right, share of positives upwards."""
+    """The reliability diagram as a file: mean score to the right, share of positives upwards."""
+    from flows.report import charts  # matplotlib takes a while to import
 
-    def at(score: float, share: float) -> tuple[float, float]:
-        return round(40 + SIDE * score, 1), round(20 + SIDE * (1 - share), 1)
-
-    def words(x: float, y: float, said: str, fill: str = "#333") -> str:
-        return f'<text x="{x}" y="{y}" fill="{fill}">{said}</text>'
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIDE + 60} {SIDE + 70}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect x="40" y="20" width="{SIDE}" height="{SIDE}" fill="none" stroke="#999"/>',
-        f'<path d="M40 {SIDE + 20}L{SIDE + 40} 20" stroke="#bbb" stroke-dasharray="4"/>',
-        words(SIDE / 2, SIDE + 55, "mean score"),
-        words(40, 14, "share of positives"),
-    ]
-    for tick in (0.0, 0.5, 1.0):
-        parts += [
-            words(at(tick, 0)[0] - 8, SIDE + 36, f"{tick:g}"),
-            words(14, at(0, tick)[1], f"{tick:g}"),
-        ]
-    for number, one in enumerate(found):
-        colour = COLOURS[number % len(COLOURS)]
-        points = [
-            at(row.mean_score, row.positive_share)
+    points = [
+        [
+            (row.mean_score, row.positive_share)
             for row in one.table
             if row.mean_score is not None and row.positive_share is not None
         ]
-        line = " ".join(f"{x},{y}" for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' for x, y in points]
-        parts.append(words(52, 40 + 16 * number, one.tier, colour))
-    return "\n".join([*parts, "</svg>\n"])
+        for one in found
+    ]
+    names = [visible(one.tier) for one in found]
+    return charts.alone(charts.reliability(zip(names, points, strict=True)))
 
 
 def markdown(found: list[Reliability]) -> list[str]:

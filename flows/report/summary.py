@@ -119,12 +119,9 @@ class Summary:
         return told
 
 
-def summary(store: Store, run: Run) -> Summary:
-    """The run as it stands."""
-    return _summary(store, run, store.results.funnel(run.id))
-
-
-def _summary(store: Store, run: Run, funnel: Sequence[FunnelRow]) -> Summary:
+def summary(store: Store, run: Run, funnel: Sequence[FunnelRow] | None = None) -> Summary:
+    """The run as it stands; its funnel costs most, for whoever has it."""
+    funnel = store.results.funnel(run.id) if funnel is None else funnel
     status = store.runs.status(run.id)
     account = status.account
     tiers = [_tier_summary(row) for row in funnel]
@@ -159,7 +156,7 @@ def outlook(store: Store, run: Run) -> Summary:
     age = None if newest is None else (datetime.now(UTC) - newest).total_seconds()
     plan = store.plans.of(run.id)
     return replace(
-        _summary(store, run, funnel),
+        summary(store, run, funnel),
         newest_seconds=None if age is None else round(max(age, 0.0), 1),
         resume=coming.forecast(store, run, funnel),
         plan=None if plan is None else held(plan, funnel),
@@ -361,7 +358,7 @@ def markdown(finished: Summary) -> str:
     if finished.audit:
         lines += ["", in_words(finished.audit), "", *table_of(finished.audit)]
     key = shlex.quote(finished.run)
-    asks = [f"tamis results {key}", f"tamis explain {key} KEY"]
+    asks = [f"tamis report {key}", f"tamis results {key}", f"tamis explain {key} KEY"]
     return "\n".join([*lines, "", "Look further:", "", "```", *asks, "```"])
 
 

@@ -15,6 +15,7 @@ from flows.run.addresses import AddressWatch
 from flows.run.budget import Admission, Budgets
 from flows.run.evidence import check_quotes, quoted_fields
 from flows.run.hold import Paused
+from flows.run.meters import Meter
 from flows.watch.telemetry import count, span
 from flows.watch.traces import TierTraces
 from tiers.placing import open_tier
@@ -61,6 +62,8 @@ class TierWork:
     """Whether a person asked for a pause: no new candidate is begun, and then the run ends."""
     traces: TierTraces | None = field(default=None, repr=False)
     """Where prompts and replies are kept."""
+    meter: Meter = field(default_factory=Meter, repr=False)
+    """Where answers and seconds are counted, for whoever looks."""
     follows: bool = False
     """Whether the tier before works at the same time, so that more comes in meanwhile."""
 
@@ -148,6 +151,7 @@ class TierRun:
 
     def close(self) -> None:
         """End the engine."""
+        self.work.meter.at_work = False
         if self._addresses is not None:
             self._addresses.close()
             self._addresses = None
@@ -213,7 +217,7 @@ class TierRun:
         if self._step is None:
             self._step = self._shown.start(self.work.name, self._total)
             self._artifact = ProgressArtifact(self.work.run, self.work.name)
-        self._step.expect(waiting)
+        self._expect(waiting)
         self._count_next = time.monotonic() + COUNT_SECONDS
         if self._tier is None:
             began = time.monotonic()
@@ -224,8 +228,10 @@ class TierRun:
             )
             if self.work.admission is not None:
                 self.work.admission.start()
+            self.work.meter.at_work = True
             self._tier = tier = open_tier(self.work.job)
             self._loaded = time.monotonic() - began
+            self.work.meter.loading += self._loaded
             if isinstance(tier, Addressed):
                 self._addresses = AddressWatch(
                     work.store, work.run, work.position, tier, self._shown
@@ -237,10 +243,15 @@ class TierRun:
         began = time.monotonic()
         if self.work.follows and self._step is not None and began >= self._count_next:
             waiting = self.work.waiting()
-            self._step.expect(waiting)
+            self._expect(waiting)
             self._total = max(self._total, self._done + waiting)
             ended = time.monotonic()
             self._count_next = ended + max(COUNT_SECONDS, COUNT_SHARE * (ended - began))
+
+    def _expect(self, waiting: int) -> None:
+        if self._step is not None:
+            self._step.expect(waiting)
+        self.work.meter.expected = self.work.meter.judged + waiting
 
     def _say_remarks(self, tier: Tier | None) -> None:
         for remark in tier.remarks[self._told :] if tier is not None else ():
@@ -275,13 +286,18 @@ def judge_block(
     """Judge one block and store its judgements as they come."""
     began = time.monotonic()
     reader = _Reader(work, after)
-    judged = 0
+    judged, meter, before, answered = 0, work.meter, work.meter.reading, began
     for judgements in _flushes(tier.judge(islice(reader, size))):
+        arrived = time.monotonic()
+        meter.judging += max(0.0, arrived - answered - (meter.reading - before))
         record(work, judgements, addresses)
         judged += len(judgements)
+        meter.add(judgements)
         if step is not None:
             step.advance(len(judgements))
         stored()
+        before, answered = meter.reading, time.monotonic()
+        meter.storing += answered - arrived
     last = reader.last if judged >= size else None
     return Block(judged, last, time.monotonic() - began)
 
@@ -328,9 +344,7 @@ class _Reader:
     def __iter__(self) -> Iterator[Candidate]:
         work, page_end = self._work, self.last
         admit = work.admission.admit if work.admission is not None else None
-        while page := work.store.judgements.unjudged(
-            work.run.id, work.position, work.judge_id, after=page_end, limit=PAGE
-        ):
+        while page := self._page(page_end):
             page_end = page[-1].id
             for candidate in page:
                 if work.stop() or work.pausing() or (admit is not None and not admit(candidate)):
@@ -339,6 +353,14 @@ class _Reader:
                 if work.traces is not None:
                     work.traces.asked(candidate)
                 yield candidate
+
+    def _page(self, after: int) -> list[Candidate]:
+        work, began = self._work, time.monotonic()
+        page = work.store.judgements.unjudged(
+            work.run.id, work.position, work.judge_id, after=after, limit=PAGE
+        )
+        work.meter.reading += time.monotonic() - began
+        return page
 
 
 def _flushes(judgements: Iterator[Judgement]) -> Iterator[list[Judgement]]:

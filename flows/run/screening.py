@@ -20,6 +20,7 @@ from flows.run.budget import Budgets
 from flows.run.cascade import Cascade
 from flows.run.hold import Hold
 from flows.run.judging import TierWork
+from flows.run.meters import Meter, Sampler, sampled
 from flows.run.session import keys_of, open_run, opened
 from flows.settings import Settings, load_keys
 from flows.watch.telemetry import span
@@ -149,6 +150,7 @@ def screen_candidates(
         recorded("screen", name, tags=[definition.screen], **told),
         opened(definition, key) as (store, run, judges, shown, hold),
         traced(run, definition.traces, keys_of(run), shown) as traces,
+        sampled(store, run) as sampler,
         span(f"run {key}", run=key, screen=definition.screen),
     ):
         try:
@@ -159,7 +161,7 @@ def screen_candidates(
             for line in standing(store, run):
                 say(line, shown)
             for _ in range(ROUNDS):
-                works = tier_works(definition, store, run, judges, hold, traces)
+                works = tier_works(definition, store, run, judges, hold, traces, sampler)
                 if not Cascade(definition, works, shown).run():
                     break
         finally:
@@ -212,6 +214,7 @@ def tier_works(
     judges: list[int],
     hold: Hold,
     traces: Traces | None = None,
+    sampler: Sampler | None = None,
 ) -> list[TierWork]:
     """The tiers with their prices and budgets as they stand now."""
     prices = [price_of(tier) for tier in definition.tiers]
@@ -231,6 +234,7 @@ def tier_works(
             budgets=budgets,
             pausing=hold.pausing.is_set,
             traces=None if traces is None else TierTraces(traces, jobs[position]),
+            meter=Meter() if sampler is None else sampler.meter(position),
         )
         for position, (judge_id, price) in enumerate(zip(judges, prices, strict=True))
     ]

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,20 @@ def gpus(memory: int, free: int) -> list[Gpu]:
         text = name.decode() if isinstance(name, bytes) else str(name)
         found.append(Gpu(text, int(room.total), int(room.free)))
     return found
+
+
+def cards() -> tuple[int, float] | None:
+    """Bytes in use on all cards, and how busy they are in [0, 1]; None without any."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()  # quick where it was done before
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        used = sum(int(pynvml.nvmlDeviceGetMemoryInfo(one).used) for one in handles)
+        busy = [pynvml.nvmlDeviceGetUtilizationRates(one).gpu / 100 for one in handles]
+    except Exception:  # noqa: BLE001 - not installed, no driver, no card
+        return None
+    return (used, statistics.fmean(busy)) if busy else None
 
 
 def can_see_nvidia() -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from tiers.placing import open_tier
+from tiers.planning.machine import cards
 from tiers.policy import Policy, outcomes
 from tiers.prices import price_of
 from tiers.screenfile.ask import JsonAsk
@@ -249,7 +250,7 @@ def _watched(pid: int | None) -> Iterator[dict[str, Any]]:
     """
     seen: dict[str, Any] = {}
     peaks: list[int] = []
-    cards: list[tuple[int, float]] = []
+    busy: list[tuple[int, float]] = []
     stop = threading.Event()
 
     def look() -> None:
@@ -258,8 +259,8 @@ def _watched(pid: int | None) -> Iterator[dict[str, Any]]:
             if process is not None:
                 with suppress(psutil.Error):  # it died, and the tier has begun another
                     peaks.append(process.memory_info().rss)
-            if (card := _cards()) is not None:
-                cards.append(card)
+            if (card := cards()) is not None:
+                busy.append(card)
             if stop.wait(SAMPLE_SECONDS):
                 return
 
@@ -272,20 +273,6 @@ def _watched(pid: int | None) -> Iterator[dict[str, Any]]:
         watcher.join()
         if peaks:
             seen["peak_memory"] = max(peaks)
-        if cards:
-            seen["gpu_memory"] = max(memory for memory, _ in cards)
-            seen["gpu_utilisation"] = statistics.fmean(share for _, share in cards)
-
-
-def _cards() -> tuple[int, float] | None:
-    """Bytes in use on all cards, and how busy they are in [0, 1]; None without any."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()  # quick where it was done before
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        used = sum(int(pynvml.nvmlDeviceGetMemoryInfo(one).used) for one in handles)
-        busy = [pynvml.nvmlDeviceGetUtilizationRates(one).gpu / 100 for one in handles]
-    except Exception:  # noqa: BLE001 - not installed, no driver, no card
-        return None
-    return (used, statistics.fmean(busy)) if busy else None
+        if busy:
+            seen["gpu_memory"] = max(memory for memory, _ in busy)
+            seen["gpu_utilisation"] = statistics.fmean(share for _, share in busy)
