@@ -198,8 +198,11 @@ def plan(spans: Sequence[Span]) -> str:
                       color=HUE["accent" if inside else "failed"])  # fmt: skip
         axes.axvline(1, color=HUE["soft"], linewidth=0.8, linestyle=(0, (3, 2)))
         axes.set_yticks(range(len(spans)), [one.name for one in reversed(spans)])
-        if max(each for one in spans for each in (one.high, one.actual)) > FAR:
+        most = max(each for one in spans for each in (one.high, one.actual, 1.0))
+        axes.set_xlim(0, 1.1 * most)
+        if most > FAR:
             axes.set_xscale("symlog", linthresh=1)
+            axes.set_xlim(0, 1.6 * most)
             axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.set(xlabel="times what was expected", ylim=(-0.6, len(spans) - 0.4))
         axes.tick_params("y", length=0)

@@ -308,9 +308,14 @@ def _plan(made: _Made) -> Section | None:
             if expected and actual is not None and one.inside[name] is not None:
                 spread = (low or 0.0) / expected, (high or 0.0) / expected
                 spans.append(Span(f"{visible(one.tier)}, {name}", *spread, actual / expected))
+    words = "What the run was expected to take when it began, beside what it took."
+    if spans:
+        words += (
+            " A bar is the range of the plan, in which 80 % of actual figures are to lie; the mark "
+            "is what came: a dot inside, a diamond outside."
+        )
     return Section(
-        "plan", "Planned | actual", "A bar is the range of the plan (80 % of runs are to lie "
-        "inside), the mark is what came: a dot inside, a diamond outside.",
+        "plan", "Planned | actual", words,
         [sql, made.funnel_sql], charts=[_drawn(charts.plan(spans))] if spans else [],
         header=("tier", "figure", "planned", "actual", ""), rows=rows, text_columns=2,
     )  # fmt: skip
