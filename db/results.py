@@ -27,33 +27,41 @@ _VERDICTS = {
 _VERDICT = (
     "CASE " + " ".join(f"WHEN {test} THEN '{name}'" for name, test in _VERDICTS.items()) + " END"
 )
+_SAME_KEY = """(
+        SELECT other.id
+        FROM run
+        JOIN candidate AS other ON other.screen = run.screen AND other.key = candidate.key
+        JOIN verdict AS met ON met.run_id = run.id AND met.candidate_id = other.id
+        WHERE run.id = :{run}
+        LIMIT 1
+      )"""
 _FUNNEL = text("SELECT * FROM funnel WHERE run = :run ORDER BY position").columns(
     newest=UtcDateTime()
 )
+# A lookup by key for each candidate: joined by key alone, SQLite would compare all with all.
 _DIFFERENCES = text(f"""
-    WITH before AS (
-      SELECT candidate.key, COALESCE(candidate.text_id, 0) AS text_id, {_VERDICT} AS verdict
-      FROM verdict JOIN candidate ON candidate.id = verdict.candidate_id
-      WHERE verdict.run_id = :before
-    ), after AS (
-      SELECT candidate.key, COALESCE(candidate.text_id, 0) AS text_id, {_VERDICT} AS verdict
-      FROM verdict JOIN candidate ON candidate.id = verdict.candidate_id
+    SELECT key, was, is_now, text FROM (
+      SELECT candidate.key AS key, {_VERDICT} AS is_now,
+        CASE WHEN past.run_id IS NOT NULL
+          THEN {_VERDICT.replace("verdict.", "past.")} END AS was,
+        CASE
+          WHEN past.run_id IS NULL THEN 'new'
+          WHEN COALESCE(old.text_id, 0) <> COALESCE(candidate.text_id, 0) THEN 'changed'
+          ELSE 'same'
+        END AS text
+      FROM verdict
+      JOIN candidate ON candidate.id = verdict.candidate_id
+      LEFT JOIN verdict AS past
+        ON past.run_id = :before AND past.candidate_id = {_SAME_KEY.format(run="before")}
+      LEFT JOIN candidate AS old ON old.id = past.candidate_id
       WHERE verdict.run_id = :after
-    )
-    SELECT after.key AS key, before.verdict AS was, after.verdict AS is_now,
-      CASE
-        WHEN before.key IS NULL THEN 'new'
-        WHEN before.text_id <> after.text_id THEN 'changed'
-        ELSE 'same'
-      END AS text
-    FROM after LEFT JOIN before ON before.key = after.key
-    WHERE before.key IS NULL
-      OR before.text_id <> after.text_id
-      OR before.verdict <> after.verdict
+    ) AS pairs
+    WHERE text <> 'same' OR was <> is_now
     UNION ALL
-    SELECT before.key, before.verdict, NULL, 'gone'
-    FROM before LEFT JOIN after ON after.key = before.key
-    WHERE after.key IS NULL
+    SELECT candidate.key, {_VERDICT}, NULL, 'gone'
+    FROM verdict
+    JOIN candidate ON candidate.id = verdict.candidate_id
+    WHERE verdict.run_id = :before AND {_SAME_KEY.format(run="after")} IS NULL
     ORDER BY key
 """)  # noqa: S608 - our own words
 _ONE_CANDIDATE = "WHERE run = :run AND screen = :screen AND key = :key"
