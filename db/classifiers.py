@@ -17,7 +17,7 @@ _TAUGHT = text("""
     JOIN judge ON judge.id = judgement.judge_id
     JOIN text ON text.id = judgement.text_id
     WHERE judge.digest = :judge AND judgement.score IS NOT NULL AND NOT judgement.failed
-      AND (:run_id IS NULL OR text.id IN (
+      AND (CAST(:run_id AS INTEGER) IS NULL OR text.id IN (
         SELECT candidate.text_id FROM verdict
         JOIN candidate ON candidate.id = verdict.candidate_id
         WHERE verdict.run_id = :run_id))
@@ -26,7 +26,7 @@ _TAUGHT = text("""
     FROM label
     JOIN text ON text.id = label.text_id
     WHERE label.rubric = :rubric AND label.answer IS NOT NULL
-      AND (label.source = 'active' OR (label.source = 'person' AND :people))
+      AND (label.source = 'active' OR (label.source = 'person' AND CAST(:people AS BOOLEAN)))
     ORDER BY 1
 """)
 
@@ -166,7 +166,8 @@ _QUERY = select(
 
 
 def _classifier(row: Any) -> Classifier:
-    return Classifier(*row[:4], json.loads(row[4]), bytes(row[5]), row[6])
+    id_, version, state, reason, labels, body, created = row
+    return Classifier(id_, version, state, reason, json.loads(labels), bytes(body), created)
 
 
 def _settle(

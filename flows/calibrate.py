@@ -9,10 +9,11 @@ from typing import Any
 
 from prefect import flow
 
-from db.store import Change
+from db.store import Change, ClassifierState, StoreError
 from flows.guarantee.approval import approval_of, refusal
 from flows.guarantee.certificate import Approved, Certificate, markdown
 from flows.guarantee.certifying import certificate_of, last_tier, worth
+from flows.guarantee.classifiers import fitted, left_out, settle
 from flows.guarantee.state import Calibration, NotYet, guarantee_of
 from flows.progress import Display, say
 from flows.recorder import current, recorded
@@ -23,6 +24,7 @@ from flows.run.batch import BatchRun
 from flows.run.judging import TierRun, TierWork
 from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
+from flows.settings import Settings
 from flows.watch.events import PAUSED, emit
 from tiers.calibration import Result, Status
 from tiers.screenfile.file import Screen
@@ -71,12 +73,22 @@ def calibrate(
     """
     guarantee_of(definition)
     key = prepare(definition, key, to_calibrate=True) if key is None else key
+    asked = definition
+    definition = fitted(asked, Settings().database(), key=key, on_trial=True)
+    if definition.guarantee is None:
+        raise StoreError(
+            f"screen '{definition.screen}': no version of its classifier was admitted, so that "
+            f"tier '{definition.tiers[0].name}' is asked about everybody and there is nothing to "
+            "calibrate; tamis run goes on, or train another version: tamis distil"
+        )
     name = f"{definition.screen} {key}"
     told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
     with (
         recorded("calibrate", name, tags=[definition.screen], **told),
         opened(definition, key, "calibrating ") as (store, run, judges, shown, hold),
     ):
+        for line in left_out(asked, definition):
+            say(line, shown)
         if read:
             read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
         try:
@@ -84,12 +96,15 @@ def calibrate(
             works = tier_works(definition, store, run, judges, hold)
             _score(works, shown)
             calibration = Calibration(store, run, definition)
+            _foresee(calibration, works[-1], shown, anyway=anyway)
             _label(calibration, works[-1], shown)
             name = author or getpass.getuser()
             return _certify(calibration, name, shown, approve=approve, wait_seconds=wait_seconds)
         except (NotYet, _Refused) as stop:
             say(str(stop), shown)
             status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
+            if isinstance(stop, _Refused):
+                settle(store, definition, ClassifierState.REFUSED, str(stop))
             if status == "waiting":
                 emit(run, PAUSED, str(stop))
             return {"run": run.key, "status": str(status), "message": str(stop)}
@@ -134,6 +149,24 @@ def _score(works: list[TierWork], shown: Display) -> None:
             )
         if work.position < len(works) - 2:
             store.labels.advance(run_id, work.position, work.judge_id)
+
+
+def _foresee(calibration: Calibration, last: TierWork, shown: Display, *, anyway: bool) -> None:
+    """Say what a classifier is expected to save, and keep its training labels as known.
+
+    Raises:
+        _Refused: the cascade would be no cheaper with it.
+    """
+    if not calibration.versions:
+        return
+    names = ", ".join(calibration.definition.tiers[at].name for at, _ in calibration.versions)
+    found = calibration.foreseen()
+    say(f"tier '{names}': {found}", shown)
+    if not found.pays and not anyway:
+        raise _Refused(f"tier '{names}' is not admitted: {found}. No label was drawn for it")
+    if not calibration.section.by_people:
+        trained = sorted(calibration.trained)
+        calibration.tell_scores(calibration.store.labels.judged(last.judge_id, trained))
 
 
 def _label(calibration: Calibration, last: TierWork, shown: Display) -> None:
@@ -204,6 +237,7 @@ def _certify(
     _publish(calibration, certificate)
     if result.status is not Status.CERTIFIED:
         store.verdicts.undecide(run.id)
+        settle(store, calibration.definition, ClassifierState.REFUSED, certificate.message)
         return certificate.as_json()
     if calibration.section.approval:
         digest = certificate.digest()
@@ -224,6 +258,7 @@ def _certify(
         author=author,
         reason=certificate.message,
     )
+    settle(store, calibration.definition, ClassifierState.ADMITTED, certificate.message)
     store.verdicts.redecide(run.id)
     publish(store, run)
     return certificate.as_json()

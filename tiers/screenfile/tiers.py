@@ -365,7 +365,7 @@ class PythonTier(EngineTier):
 
 
 class ClassifierTier(EngineTier):
-    """A linear model over words, which `tamis distil` trains on labels and a dearer tier's scores."""
+    """A linear model over words, trained by `tamis distil` on labels and on a tier's scores."""
 
     operational: ClassVar[frozenset[str]] = EngineTier.operational | {"distil"}
 

@@ -6,7 +6,7 @@ The only module that imports scikit-learn, which takes seconds: a run that score
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -57,7 +57,8 @@ def fit(texts: Sequence[str], shares: Sequence[float], pool: Sequence[str]) -> F
     turn = np.zeros((vectors.shape[1], 0))
     if topics > 0:
         turn = TruncatedSVD(topics, random_state=0, n_iter=3).fit(rows).components_.T
-    both = scipy.sparse.hstack([vectors, vectors @ turn]).tocsr()
+    topical = scipy.sparse.csr_matrix(vectors @ turn)
+    both: Any = scipy.sparse.hstack([vectors, topical]).tocsr()
     coefficients, bias = _weigh(both, truth)
     words = len(vectorizer.vocabulary_)
     # A topic is a sum of words, so that the model stays one weight a word.
