@@ -31,12 +31,18 @@ from tiers.screenfile.tiers import ClassifierTier
 from tiers.tier import Job
 from tiers.types import Candidate, TierError
 
+from .own_tiers import score_of
 from .project import screened
 
 HERE = Path(__file__).parent
 COUNT = 900
 PROMISE = "{recall: 0.9, confidence: 0.9, against: large, labels: 400, seed: 3}"
-GOOD = ("voucher prize claim now", "urgent prize call now", "claim a free voucher", "cash prize urgent")
+GOOD = (
+    "voucher prize claim now",
+    "urgent prize call now",
+    "claim a free voucher",
+    "cash prize urgent",
+)
 BAD = ("see you at lunch", "the meeting is moved", "lunch with mother", "train is late today")
 
 
@@ -48,17 +54,22 @@ def words(i: int) -> tuple[str, bool]:
 
 
 def write(
-    folder: Path, promise: str = PROMISE, *, every: Any = words, section: str = "", count: int = COUNT
+    folder: Path,
+    promise: str = PROMISE,
+    *,
+    every: Any = words,
+    section: str = "",
+    count: int = COUNT,
 ) -> Screen:
     with (folder / "in.jsonl").open("w") as file:
         for i in range(count):
-            body, wanted = every(i)
-            said = f"{body}: {'yes' if wanted else 'no'}"
-            file.write(json.dumps({"id": f"k{i:04}", "text": said}) + "\n")
-    tier = f"{{name: large, backend: python, path: 'own_tiers:Knowing', folder: {HERE}, " + (
-        f'options: {{noise: 0.2, salt: large, paid: "{folder}/large"}}}}'
+            file.write(json.dumps({"id": f"k{i:04}", "text": every(i)[0]}) + "\n")
+    (folder / "wanted.txt").write_text(
+        "".join(f"{body}\n" for body, wanted in map(every, range(count)) if wanted)
     )
-    # The verdict stands at the end of a text for the last tier; tier 0 must not read it.
+    tier = f"{{name: large, backend: python, path: 'own_tiers:Listed', folder: {HERE}, " + (
+        f'options: {{wanted: "{folder}/wanted.txt", paid: "{folder}/large"}}}}'
+    )
     (folder / "screen.yaml").write_text(
         "screen: try\ncandidates: {from: in.jsonl, key: id, text: '{{ text }}'}\n"
         f"rubric: a prize or a voucher\nguarantee: {promise}\ntiers:\n"
@@ -82,24 +93,8 @@ def paid(folder: Path) -> int:
 
 
 def blind(i: int) -> tuple[str, bool]:
-    """Texts whose words say nothing of what is wanted; the teacher's mark is no word of two letters."""
-    return f"{BAD[i % 4]} {BAD[(i // 4) % 4]}", (i * 7919) % 5 == 0
-
-
-@pytest.fixture
-def unmarked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tier 0 reads texts without the mark by which the last tier of these tests knows the truth."""
-    from tiers.backends.classifier import tier as module
-
-    class Unmarked:
-        pattern = module.WORD.pattern
-
-        @staticmethod
-        def findall(body: str) -> list[str]:
-            return [word for word in __import__("re").findall(r"\w\w+", body) if word not in ("yes", "no")]
-
-    monkeypatch.setattr(module, "WORD", Unmarked)
-    monkeypatch.setattr("tiers.backends.classifier.fit.STOP", ["yes", "no"])
+    """A text whose words say nothing of whether it is wanted; its number makes it one of its own."""
+    return f"{BAD[i % 4]} {BAD[(i // 4) % 4]} n{i:04}", score_of(f"blind {i}") < 0.2
 
 
 def test_plain_python_scores_as_scikit_learn_does() -> None:
@@ -165,7 +160,8 @@ def test_half_of_the_first_labels_are_near_the_rubric_and_none_is_asked_twice() 
     assert choose(texts, "a prize or a voucher", 60, 1) == chosen
     told = {i: words(i)[1] for i in chosen}
     following = active(texts, "a prize or a voucher", told, 20, 0)
-    assert len(following) == 20 and not set(following) & set(told)
+    assert len(following) == 20
+    assert not set(following) & set(told)
     assert sum(words(i)[1] for i in following) >= 8  # every other one is likely
 
 
@@ -185,14 +181,14 @@ def test_a_screen_file_says_what_a_classifier_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_classifier_is_admitted_and_then_spares_the_model(folder: Path, unmarked: None) -> None:
+def test_a_classifier_is_admitted_and_then_spares_the_model(folder: Path) -> None:
     definition = write(folder)
     with pytest.raises(TierError, match="never trained; run tamis distil"):
         screened(definition)
     made = distil(definition)
     assert made["status"] == "certified", made["message"]
     assert made["trained"]["asked"] == 200
-    assert made["trained"]["labels"] == {"people": 0, "large": 200, "positive": 100}
+    assert made["trained"]["labels"] == {"people": 0, "large": 200, "positive": 111}
     assert made["trained_on"] == 200
     assert made["candidates"] == COUNT - 200
     version = made["classifiers"]["zero"]
@@ -200,15 +196,15 @@ def test_a_classifier_is_admitted_and_then_spares_the_model(folder: Path, unmark
     assert labelled == 200 + made["labels_used"]
 
     key = screened(definition)
-    assert key == made["run"]
     with stored() as store:
-        run = store.runs.find(key)
+        run = store.runs.find(made["run"])
         assert run.config["tiers"][0]["version"] == version
         calibration = Calibration(store, run, Screen.model_validate(run.config))
         # Who trained the version certifies nothing of it.
         assert not {*calibration.text_ids.tolist()} & calibration.trained
         assert len(calibration.trained) == 200
-        verdicts = {row["key"]: row["verdict"] for row in store.results.all(run.id)}
+        later = store.runs.find(key)
+        verdicts = {row["key"]: row["verdict"] for row in store.results.all(later.id)}
         wanted = {f"k{i:04}" for i in range(COUNT) if words(i)[1]}
         assert sum(verdicts[one] == "accepted" for one in wanted) >= 0.9 * len(wanted)
         # Labelled candidates follow their labels: none that trained the version is lost.
@@ -219,11 +215,13 @@ def test_a_classifier_is_admitted_and_then_spares_the_model(folder: Path, unmark
             for one, (share, _) in taught.items()
         )
         found = store.classifiers.find("try", "zero")
-        assert found is not None and found.state is ClassifierState.ADMITTED
-        (row,) = costs_of_runs(store, "try")
-        assert row["classifier"] == version
+        assert found is not None
+        assert found.state is ClassifierState.ADMITTED
+        calibrated, row = costs_of_runs(store, "try")
+        assert [row["classifier"], calibrated["classifier"]] == [version, version]
         assert row["removed"] > 0.4 * COUNT
-        assert row["asked"] == COUNT and row["paid"] < 0.7 * COUNT
+        assert row["asked"] == COUNT - row["removed"]
+        assert row["paid"] == 0 < calibrated["paid"] < 0.7 * COUNT
     # The same labels make the same version, and nobody is asked again.
     before = paid(folder)
     again = screened(definition)
@@ -234,35 +232,33 @@ def test_a_classifier_is_admitted_and_then_spares_the_model(folder: Path, unmark
 
 
 @pytest.mark.slow
-def test_one_that_learns_nothing_is_refused_by_how_much_and_runs_go_on(
-    folder: Path, unmarked: None
-) -> None:
-    definition = write(folder, every=lambda i: (f"{blind(i)[0]} word{i % 3}", blind(i)[1]))
-    # Equal texts with other truths cannot be: a number makes each its own, and says nothing.
-    definition = write(folder, every=lambda i: (f"{blind(i)[0]} n{i:04}", blind(i)[1]))
+def test_one_that_learns_nothing_is_refused_by_how_much_and_runs_go_on(folder: Path) -> None:
+    definition = write(folder, every=blind)
     made = distil(definition)
     assert made["status"] == "infeasible_budget"
     assert "is not admitted: with it a candidate is expected to cost" in made["message"]
-    assert "more" in made["message"]
+    assert "more" in made["message"] or "chance alone" in made["message"]
     assert paid(folder) == 200  # it was refused before a label was drawn
     key = screened(definition)
     with stored() as store:
         run = store.runs.find(key)
         assert [tier["name"] for tier in run.config["tiers"]] == ["large"]
         found = store.classifiers.find("try", "zero")
-        assert found is not None and found.state is ClassifierState.REFUSED
+        assert found is not None
+        assert found.state is ClassifierState.REFUSED
         assert store.runs.account(run.id).accepted == sum(blind(i)[1] for i in range(COUNT))
     with pytest.raises(StoreError, match="nothing to calibrate"):
         calibrate.fn(definition)
 
 
 @pytest.mark.slow
-def test_too_few_labels_are_counted_before_any_is_drawn(folder: Path, unmarked: None) -> None:
+def test_too_few_labels_are_counted_before_any_is_drawn(folder: Path) -> None:
     promise = "{recall: 0.95, against: large, labels: 60, prevalence: 0.02}"
     definition = write(folder, promise)
     made = distil(definition, labels=100)
     assert made["status"] == "infeasible_budget"
-    assert "labels needed at" in made["message"] and "budget 60" in made["message"]
+    assert "labels needed at" in made["message"]
+    assert "budget 60" in made["message"]
     assert paid(folder) == 100
 
 
@@ -273,15 +269,17 @@ def test_a_version_that_is_gone_is_named(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_keeps_its_version_and_a_new_one_has_another_judge(folder: Path, unmarked: None) -> None:
+def test_a_run_keeps_its_version_and_a_new_one_has_another_judge(folder: Path) -> None:
     definition = write(folder)
     first = distil(definition)
     second = distil(definition, labels=300)
     one, other = first["classifiers"]["zero"], second["classifiers"]["zero"]
-    assert one != other and first["run"] != second["run"]
+    assert one != other
+    assert first["run"] != second["run"]
     with stored() as store:
         judges = [store.tiers.judges(store.runs.find(made["run"]).id) for made in (first, second)]
-        assert judges[0][0] != judges[1][0] and judges[0][1] == judges[1][1]
+        assert judges[0][0] != judges[1][0]
+        assert judges[0][1] == judges[1][1]
         # All that the last tier said so far has taught the second one.
         assert second["trained"]["labels"]["large"] >= 200 + first["labels_used"]
     url = Settings().database()
@@ -290,7 +288,7 @@ def test_a_run_keeps_its_version_and_a_new_one_has_another_judge(folder: Path, u
 
 
 @pytest.mark.slow
-def test_labels_in_active_order_train_and_never_certify(folder: Path, unmarked: None) -> None:
+def test_labels_in_active_order_train_and_never_certify(folder: Path) -> None:
     promise = PROMISE.replace("against: large", "against: people")
     definition = write(folder, promise)
     train(definition, labels=40)
@@ -303,7 +301,8 @@ def test_labels_in_active_order_train_and_never_certify(folder: Path, unmarked: 
         wanted = calibration.missing()
 
         def answer(_prompt: str) -> str:
-            return "q" if len(said) > 61 else "yes" if said[-1].strip().endswith("yes") else "no"
+            number = int(said[-1].strip().rpartition("number")[2])
+            return "q" if len(said) > 61 else "yes" if words(number)[1] else "no"
 
         told = ask_in_turn(store, run, "ada", answer, said.append, active=True)
         assert told >= 50
@@ -320,29 +319,30 @@ def test_labels_in_active_order_train_and_never_certify(folder: Path, unmarked: 
 
 
 @pytest.mark.slow
-def test_equal_words_stay_in_one_split_of_the_training_set(folder: Path, unmarked: None) -> None:
+def test_equal_words_stay_in_one_split_of_the_training_set(folder: Path) -> None:
     definition = write(folder)
-    made = distil(definition)
+    distil(definition)
     key = screened(definition)
     output = folder / "train.jsonl"
     with stored() as store:
         counts = write_training_set(store, store.runs.find(key), output)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert len(rows) == sum(counts.values()) and min(counts.values()) > 0
+    assert len(rows) == sum(counts.values())
+    assert min(counts.values()) > 0
     for row in rows:
         asked, answered = row["messages"]
         assert (asked["role"], answered["role"]) == ("user", "assistant")
         assert answered["content"] == ("yes" if words(int(row["key"][1:]))[1] else "no")
         assert asked["content"].startswith("a prize or a voucher")
     assert split_of("One  text\n") == split_of("one text")
-    assert made["run"] == key
 
 
 def test_the_commands_say_what_to_do(folder: Path) -> None:
     write(folder)
     runner = CliRunner()
     done = runner.invoke(app, ["distil", str(folder / "screen.yaml"), "--history", "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout) == []
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == []
     definition = write(folder)
     with pytest.raises(TierError, match="no tier that teaches; write one of: large, people"):
         train(definition, teacher="small")
@@ -368,4 +368,6 @@ def test_a_classifier_needs_its_weights(tmp_path: Path) -> None:
     made = fit([words(i)[0] for i in range(50)], [float(words(i)[1]) for i in range(50)], ())
     opened = Classifier(Job("any", tier.fitted(made.version, made.body)))
     (judged,) = opened.judge([Candidate(7, "a free voucher, claim the prize")])
-    assert judged.id == 7 and judged.score is not None and judged.score > 0.5
+    assert judged.id == 7
+    assert judged.score is not None
+    assert judged.score > 0.5

@@ -107,15 +107,19 @@ class Foreseen(NamedTuple):
 
     with_it: float
     without: float
+    chance: float
+    """The share that a tier without any knowledge may seem to save."""
 
     @property
     def pays(self) -> bool:
-        """Whether the cascade is cheaper with its classifiers."""
-        return self.with_it < self.without
+        """Whether the cascade is cheaper with its classifiers, by more than chance."""
+        return self.with_it < (1 - self.chance) * self.without
 
     def __str__(self) -> str:
         less = 1 - self.with_it / self.without
         how = f"{abs(less):.0%} {'less' if less > 0 else 'more'}"
+        if 0 < less <= self.chance:
+            how += f", and chance alone may seem to save {self.chance:.0%}"
         return (
             f"with it a candidate is expected to cost {self.with_it:.3f} answers of the last tier, "
             f"without it {self.without:.3f}: {how}"
@@ -146,6 +150,7 @@ def foreseen(
     return Foreseen(
         expected_cost(scores, taught, costs, miss, labels),
         expected_cost(scores[:, rest], taught[:, rest], tuple(without), miss, labels),
+        2 * miss,
     )
 
 

@@ -80,8 +80,13 @@ def choose(texts: Sequence[str], rubric: str, count: int, seed: int) -> list[int
 
     By lot alone, rare positives would hardly be among them.
     """
-    lot = np.random.default_rng(seed).permutation(len(texts))
-    nearest = np.argsort(-_likeness(texts, rubric), kind="stable")
+    return seeded(likeness(texts, rubric), count, seed)
+
+
+def seeded(liking: Floats, count: int, seed: int) -> list[int]:
+    """As `choose`, from (n,) how near each text is to the rubric."""
+    lot = np.random.default_rng(seed).permutation(len(liking))
+    nearest = np.argsort(-liking, kind="stable")
     chosen = dict.fromkeys(nearest[: count // 2].tolist())
     chosen |= dict.fromkeys(lot.tolist())
     return list(chosen)[:count]
@@ -149,11 +154,14 @@ def _weigh(rows: scipy.sparse.csr_matrix, truth: Floats) -> tuple[Floats, float]
     )
     twice, said = scipy.sparse.vstack([rows, rows]).tocsr(), np.repeat([1, 0], n)
     used = even > 0
+    met = np.flatnonzero(rows.getnnz(axis=0))  # what no text has would weigh nothing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=STRENGTH, max_iter=300)
-        model.fit(twice[used], said[used], sample_weight=even[used])
-    return model.coef_[0], float(model.intercept_[0])
+        model.fit(twice[used][:, met], said[used], sample_weight=even[used])
+    coefficients = np.zeros(rows.shape[1])
+    coefficients[met] = model.coef_[0]
+    return coefficients, float(model.intercept_[0])
 
 
 def _held_out(rows: scipy.sparse.csr_matrix, truth: Floats) -> Floats:
@@ -172,7 +180,7 @@ def _held_out(rows: scipy.sparse.csr_matrix, truth: Floats) -> Floats:
     return scores
 
 
-def _likeness(texts: Sequence[str], rubric: str) -> Floats:
+def likeness(texts: Sequence[str], rubric: str) -> Floats:
     """(n,) how many of the rubric's words a text has, rare words counting more."""
     try:
         vectorizer, rows = _vectors(texts)
