@@ -244,7 +244,7 @@ def _cell(target: float, budget: int, out: list[Outcome]) -> tuple[Any, ...]:
     count = {
         word: sum(one.status == word for one in out) for word in ("admitted", "refused", "lacking")
     }
-    lacked = [one.lacked for one in out if one.lacked]
+    lacked = [int(one.lacked) for one in out if one.lacked]
     return (
         f"{target}, {budget}",
         *count.values(),
@@ -252,9 +252,9 @@ def _cell(target: float, budget: int, out: list[Outcome]) -> tuple[Any, ...]:
         int(np.median([one.labels for one in there])) if there else 0,
         float(np.mean([one.removed for one in there])) if there else 0.0,
         float(np.mean([one.threshold for one in there])) if there else 0.0,
-        sum(one.rest < target for one in there),
+        sum(bool(one.rest < target) for one in there),
         float(min((one.rest for one in there), default=1.0)),
-        sum(one.recall < target for one in there),
+        sum(bool(one.recall < target) for one in there),
     )
 
 

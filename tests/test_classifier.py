@@ -2,18 +2,23 @@
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from sqlalchemy import text
 from typer.testing import CliRunner
 
 from db.engine import open_engine
 from db.store import ClassifierState, LabelSource, Store, StoreError, rubric_digest
+from demo.records import applicants, write_jsonl
 from flows.calibrate import calibrate
 from flows.cli import app
 from flows.distil import distil, train
@@ -32,7 +37,7 @@ from tiers.tier import Job
 from tiers.types import Candidate, TierError
 
 from .own_tiers import score_of
-from .project import screened
+from .project import Project, screened
 
 HERE = Path(__file__).parent
 COUNT = 900
@@ -371,3 +376,53 @@ def test_a_classifier_needs_its_weights(tmp_path: Path) -> None:
     assert judged.id == 7
     assert judged.score is not None
     assert judged.score > 0.5
+
+
+def fenced(language: str) -> list[str]:
+    page = (HERE.parent / "docs" / "tier-zero.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_page_runs_from_top_to_bottom(project: Project) -> None:
+    folder = project.folder
+    first, scheduled = fenced("yaml")
+    write(folder)
+    own = "".join((folder / "screen.yaml").read_text().splitlines(keepends=True)[-1:])
+    shutil.copy(folder / "in.jsonl", folder / "letters.jsonl")
+    models = "  - name: large\n    backend: llama\n    model: gemma-2-9b\n"
+    assert models in first
+    assert scheduled.replace(", distil: auto", "").count("backend: classifier") == 1
+    (folder / "screen.yaml").write_text(first.replace(models, own))
+    (commands,) = fenced("sh")
+    told = [line.split() for line in commands.splitlines()]
+    assert [line[0] for line in told] == ["tamis"] * 4
+    for _, *arguments in told:
+        trusted = ["--allow-code"] if arguments[0] in ("distil", "run") else []
+        code, out, err = project.tamis(*arguments, *trusted, "--database", project.database)
+        assert code == 0, (arguments, out, err)
+        if "--history" in arguments:
+            assert out.count("letters-") == 2
+    assert (folder / "train.jsonl").read_text().count('"split"') >= 200
+
+
+def test_the_demo_models_teach_and_words_alone_do_not_do(folder: Path) -> None:
+    """Tier 0 switches itself off where a rubric turns on numbers, and the promise is as before."""
+    models = HERE.parent / "demo" / "models"
+    with (folder / "applicants.jsonl").open("w") as file:
+        write_jsonl(islice(applicants(260, 5), 260), file)
+    screen = yaml.safe_load((HERE.parent / "demo" / "screen.yaml").read_text())
+    small = {**screen["tiers"][0], "model": str(models / "applicants-small.gguf")}
+    small["policy"] = {"accept_above": 0.5}
+    screen["candidates"]["from"] = "applicants.jsonl"
+    screen["tiers"] = [{"name": "zero", "backend": "classifier"}, small]
+    screen["guarantee"] = {"recall": 0.95, "against": "small", "labels": 120}
+    (folder / "screen.yaml").write_text(yaml.safe_dump(screen))
+    definition = load_screen(folder / "screen.yaml")
+    made = distil(definition, labels=100)
+    assert made["trained"]["labels"]["small"] == 100
+    assert made["status"] == "infeasible_budget", made["message"]
+    screened(definition)
+    with stored() as store:
+        run = store.runs.find()
+        assert [tier["name"] for tier in run.config["tiers"]] == ["small"]
+        assert store.runs.account(run.id).pending == 0
