@@ -235,6 +235,7 @@ def _certify(
     for line in (certificate.message, *worth(calibration, result)):
         say(line, shown)
     _publish(calibration, certificate)
+    _require_rejects(calibration, result)
     if result.status is not Status.CERTIFIED:
         store.verdicts.undecide(run.id)
         settle(store, calibration.definition, ClassifierState.REFUSED, certificate.message)
@@ -262,6 +263,22 @@ def _certify(
     store.verdicts.redecide(run.id)
     publish(store, run)
     return certificate.as_json()
+
+
+def _require_rejects(calibration: Calibration, result: Result) -> None:
+    """Refuse a classifier that may reject nobody: without it all is decided as with it.
+
+    Raises:
+        _Refused: its certified threshold lies below all scores.
+    """
+    idle = all(result.thresholds[at].reject_below is None for at, _ in calibration.versions)
+    if calibration.versions and idle and result.status is Status.CERTIFIED:
+        names = ", ".join(calibration.definition.tiers[at].name for at, _ in calibration.versions)
+        raise _Refused(
+            f"tier '{names}' is not admitted: among {result.positives_found:,} positives of "
+            f"{result.labels_used:,} labels are some that it scores lowest of all, so that it may "
+            "reject nobody; raise labels, or train it on more: tamis distil --labels 400"
+        )
 
 
 def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:

@@ -164,6 +164,8 @@ class Calibration:
             budget=section.labels,
             seed=section.seed,
             costs=costs_of(self.definition),
+            # The last tier is asked about all that tier 0 keeps: to draw longer is worth more.
+            cleaning=not self.versions,
         )
 
     def _tier_as_reviewer(self) -> str:

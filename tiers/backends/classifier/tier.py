@@ -27,8 +27,8 @@ class Weights(NamedTuple):
     """What a version weighs."""
 
     terms: Mapping[str, tuple[float, float]]
-    """By word or pair of words: its rarity (inverse document frequency), and rarity times weight.
-    """
+    """By word or pair of words: its rarity (inverse document frequency) squared, and rarity times
+    weight."""
     bias: float
 
     def score(self, text: str) -> float:
@@ -37,16 +37,20 @@ class Weights(NamedTuple):
         Equal to scikit-learn's TfidfVectorizer and LogisticRegression but for rounding.
         """
         words = WORD.findall(text.lower())
-        counts = Counter(words)
-        counts.update(map(" ".join, pairwise(words)))
+        words += map(" ".join, pairwise(words[:]))
+        known = self.terms
+        counts = Counter(filter(known.__contains__, words))
         total = square = 0.0
-        known = self.terms.get
-        for term, count in counts.items():
-            if (found := known(term)) is not None:
-                often = 1.0 if count == 1 else 1.0 + math.log(count)
-                rarity = often * found[0]
-                square += rarity * rarity
-                total += often * found[1]
+        for (squared, weight), count in zip(
+            map(known.__getitem__, counts), counts.values(), strict=True
+        ):
+            if count == 1:
+                square += squared
+                total += weight
+            else:
+                often = 1.0 + math.log(count)
+                square += often * often * squared
+                total += often * weight
         odds = total / math.sqrt(square) + self.bias if square else self.bias
         return 1 / (1 + math.exp(-max(min(odds, 30.0), -30.0)))
 
@@ -82,7 +86,8 @@ def unpack(body: bytes, version: str) -> Weights:
             raise ValueError("its digest is another")
         told = json.loads(zlib.decompressobj().decompress(body, LARGEST))
         terms = {
-            str(term): (float(a), float(a) * float(b)) for term, (a, b) in told["terms"].items()
+            str(term): (float(a) ** 2, float(a) * float(b))
+            for term, (a, b) in told["terms"].items()
         }
         return Weights(terms, float(told["bias"]))
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
