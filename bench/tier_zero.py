@@ -182,7 +182,7 @@ def certified(
     if result.status is not Status.CERTIFIED:
         return Outcome("lacking", result.labels_used, 0.0, 0.0, 1.0, 1.0, 0)
     kept = kept_by(scores[:, None], result.thresholds)
-    if kept.all():
+    if (~kept).mean() <= 2 * miss:
         return Outcome("refused", result.labels_used, 0.0, 0.0, 1.0, 1.0, 0)
     lost = int((asked[result.rejected] == 1).sum())
     return Outcome(

@@ -266,18 +266,23 @@ def _certify(
 
 
 def _require_rejects(calibration: Calibration, result: Result) -> None:
-    """Refuse a classifier that may reject nobody: without it all is decided as with it.
+    """Refuse a classifier that may reject hardly anybody: without it all is decided alike.
 
     Raises:
-        _Refused: its certified threshold lies below all scores.
+        _Refused: its certified threshold rejects no more than one without knowledge might.
     """
-    idle = all(result.thresholds[at].reject_below is None for at, _ in calibration.versions)
-    if calibration.versions and idle and result.status is Status.CERTIFIED:
+    if not calibration.versions or result.status is not Status.CERTIFIED:
+        return
+    share = max(
+        float((calibration.scores[:, at] < result.thresholds[at].lowest_kept).mean())
+        for at, _ in calibration.versions
+    )
+    if share <= calibration.foreseen().chance:
         names = ", ".join(calibration.definition.tiers[at].name for at, _ in calibration.versions)
         raise _Refused(
             f"tier '{names}' is not admitted: among {result.positives_found:,} positives of "
-            f"{result.labels_used:,} labels are some that it scores lowest of all, so that it may "
-            "reject nobody; raise labels, or train it on more: tamis distil --labels 400"
+            f"{result.labels_used:,} labels are some that it scores low, so that it may "
+            f"reject only {share:.1%}; raise labels, or train it on more: tamis distil --labels 400"
         )
 
 

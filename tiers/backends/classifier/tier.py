@@ -1,4 +1,4 @@
-"""Tier 0: a linear model over words and pairs of words, in plain Python and without a library.
+"""Tier 0: a linear model over words and pairs of words, without a library of learning.
 
 What it weighs is JSON, and never a pickle: a database that a stranger made runs no code here.
 """
@@ -8,15 +8,18 @@ import json
 import math
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tiers.screenfile.tiers import ClassifierTier
 from tiers.tier import Inspection, Job, config_of
 from tiers.types import Candidate, Judgement, TierError
 
+Floats = NDArray[np.float64]
 WORD = re.compile(r"\w\w+")
 """As scikit-learn's vectorizer reads words."""
 LARGEST = 64 << 20
@@ -26,9 +29,12 @@ LARGEST = 64 << 20
 class Weights(NamedTuple):
     """What a version weighs."""
 
-    terms: Mapping[str, tuple[float, float]]
-    """By word or pair of words: its rarity (inverse document frequency) squared, and rarity times
-    weight."""
+    places: Mapping[str, int]
+    """Of a word or a pair of words, from 1 on."""
+    squared: Floats
+    """(terms + 1,) rarity (inverse document frequency) squared, by place."""
+    weight: Floats
+    """(terms + 1,) rarity times weight, by place."""
     bias: float
 
     def score(self, text: str) -> float:
@@ -38,21 +44,19 @@ class Weights(NamedTuple):
         """
         words = WORD.findall(text.lower())
         words += map(" ".join, pairwise(words[:]))
-        known = self.terms
-        counts = Counter(filter(known.__contains__, words))
-        total = square = 0.0
-        for (squared, weight), count in zip(
-            map(known.__getitem__, counts), counts.values(), strict=True
-        ):
-            if count == 1:
-                square += squared
-                total += weight
-            else:
-                often = 1.0 + math.log(count)
-                square += often * often * squared
-                total += often * weight
-        odds = total / math.sqrt(square) + self.bias if square else self.bias
-        return 1 / (1 + math.exp(-max(min(odds, 30.0), -30.0)))
+        known = np.fromiter(filter(None, map(self.places.get, words)), np.int64)
+        if not known.size:
+            return _logistic(self.bias)
+        known.sort()
+        first = np.flatnonzero(np.diff(known, prepend=0))
+        often = 1.0 + np.log(np.diff(first, append=known.size))
+        found = known[first]
+        square = float((often * often * self.squared[found]).sum())
+        return _logistic(float((often * self.weight[found]).sum()) / math.sqrt(square) + self.bias)
+
+
+def _logistic(odds: float) -> float:
+    return 1 / (1 + math.exp(-max(min(odds, 30.0), -30.0)))
 
 
 def pack(
@@ -85,11 +89,10 @@ def unpack(body: bytes, version: str) -> Weights:
         if version_of(body) != version:
             raise ValueError("its digest is another")
         told = json.loads(zlib.decompressobj().decompress(body, LARGEST))
-        terms = {
-            str(term): (float(a) ** 2, float(a) * float(b))
-            for term, (a, b) in told["terms"].items()
-        }
-        return Weights(terms, float(told["bias"]))
+        table = np.array([(0.0, 0.0), *told["terms"].values()], np.float64)
+        places = {str(term): place for place, term in enumerate(told["terms"], 1)}
+        rarity, weight = table.T
+        return Weights(places, rarity**2, rarity * weight, float(told["bias"]))
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise TierError(
             f"version {version} of the classifier is damaged: {error}; train another: tamis distil"
