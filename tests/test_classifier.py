@@ -20,12 +20,13 @@ from db.engine import open_engine
 from db.store import ClassifierState, LabelSource, Store, StoreError, rubric_digest
 from demo.records import applicants, write_jsonl
 from flows.calibrate import calibrate
-from flows.distil import distil, train
+from flows.distil import distil, due, train
 from flows.files.training import split_of, write_training_set
 from flows.guarantee.classifiers import fitted
 from flows.guarantee.labelling import ask_in_turn
 from flows.guarantee.state import Calibration
 from flows.report.costs import costs_of_runs
+from flows.served import _distil
 from flows.settings import Settings
 from tiers.backends.classifier.fit import active, choose, fit
 from tiers.backends.classifier.tier import Classifier, unpack, version_of
@@ -441,3 +442,28 @@ def test_the_demo_models_teach_and_words_alone_do_not_do(folder: Path) -> None:
         run = store.runs.find()
         assert [tier["name"] for tier in run.config["tiers"]] == ["small"]
         assert store.runs.account(run.id).pending == 0
+
+
+@pytest.mark.slow
+def test_a_scheduled_run_trains_once_labels_have_grown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    definition = write(folder, section=", distil: auto")
+    with stored() as store:
+        assert due(definition, store)
+        _distil(definition, store)
+        first = store.classifiers.find("try", "zero")
+        assert first is not None
+        assert f"version {first.version}" in capsys.readouterr().err
+        assert due(definition, store)  # what was drawn to certify teaches, too
+        by_hand = (
+            load_screen(folder / "screen.yaml").tiers[0].model_copy(update={"distil": "by_hand"})
+        )
+        assert not due(
+            definition.model_copy(update={"tiers": (by_hand, *definition.tiers[1:])}), store
+        )
+        train(definition)
+        assert not due(definition, store)
+        newest = store.classifiers.find("try", "zero")
+        assert newest is not None
+        assert newest.labels["large"] >= 1.25 * first.labels["large"]
