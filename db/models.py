@@ -71,6 +71,18 @@ class LabelSource(enum.StrEnum):
 
     TIER = "tier"
     PERSON = "person"
+    ACTIVE = "active"
+    """A person, asked in an order that is not random: it trains a classifier and certifies nothing.
+    """
+
+
+class ClassifierState(enum.StrEnum):
+    """How a version of a classifier stands."""
+
+    TRIAL = "trial"
+    """Nothing is certified yet."""
+    ADMITTED = "admitted"
+    REFUSED = "refused"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -122,6 +134,7 @@ class Base(DeclarativeBase):
         TierState: _names(TierState),
         BatchState: _names(BatchState),
         LabelSource: _names(LabelSource),
+        ClassifierState: _names(ClassifierState),
         Outcome: _names(Outcome),
     }
 
@@ -602,3 +615,38 @@ class PlanRow(Base):
     body: Mapped[str]
     """As JSON: for each tier, ranges of candidates, promoted, seconds and dollars."""
     created_at: Mapped[datetime]
+
+
+class ClassifierRow(Base):
+    """A version of a classifier: what it weighs, and whether it was admitted."""
+
+    __tablename__ = "classifier"
+    __table_args__ = (UniqueConstraint("screen", "tier", "version"),)
+
+    id: Mapped[Id]
+    screen: Mapped[str]
+    tier: Mapped[str]
+    version: Mapped[str]
+    """Of `body`, which names its training set: the first 16 digits of the SHA-256."""
+    state: Mapped[ClassifierState]
+    reason: Mapped[str | None]
+    """Why it was admitted or refused."""
+    labels: Mapped[str]
+    """As JSON: how many training labels came from whom, and how many of them say yes."""
+    body: Mapped[bytes]
+    """Compressed JSON: `tiers.backends.classifier.tier.pack`."""
+    created_at: Mapped[datetime]
+
+
+class ClassifierTextRow(Base):
+    """A text that a version was trained on: it certifies nothing of this version."""
+
+    __tablename__ = "classifier_text"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    classifier_id: Mapped[int] = mapped_column(ForeignKey("classifier.id"), primary_key=True)
+    text_id: Mapped[int] = mapped_column(_Big, ForeignKey("text.id"), primary_key=True)
+    share: Mapped[float]
+    """The label: 1 for yes, 0 for no, between them what a tier was unsure of."""
+    held_out: Mapped[float]
+    """Its score by a model that did not see the label."""

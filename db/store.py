@@ -12,11 +12,12 @@ from db.audits import Audited, Audits
 from db.batches import Batch, Batches
 from db.benchmarks import Benchmark, Benchmarks
 from db.candidates import BadRow, Candidates, Ingested, Row
+from db.classifiers import Classifier, Classifiers
 from db.engine import open_engine
 from db.errors import DatabaseError, InputRefused, StoreError
 from db.judgements import Judgements
 from db.labels import PEOPLE, Label, Labels, Scored, rubric_digest
-from db.models import BatchState, LabelSource, RunState, TierState
+from db.models import BatchState, ClassifierState, LabelSource, RunState, TierState
 from db.plans import Plans
 from db.policies import Change, Policies, Version
 from db.quotes import Quotes
@@ -38,6 +39,8 @@ __all__ = [
     "BatchState",
     "Benchmark",
     "Change",
+    "Classifier",
+    "ClassifierState",
     "Consequences",
     "DatabaseError",
     "Difference",
@@ -89,6 +92,7 @@ class Store:
         self.results = Results(engine)
         self.aggregates = Aggregates(engine)
         self.plans = Plans(engine)
+        self.classifiers = Classifiers(engine)
 
 
 @contextmanager

@@ -65,8 +65,8 @@ _PENDING = """verdict.run_id = :run_id
 _LABELS = """FROM label
         WHERE label.rubric = :rubric
           AND label.text_id = candidate.text_id
-          AND label.source = :source
-          AND (label.reviewer = :reviewer OR :source = 'person')"""
+          AND (label.source = :source AND (label.reviewer = :reviewer OR :source = 'person')
+            OR label.source = 'active' AND :source = 'person')"""
 _FOLLOWED = f"""
       CASE
         WHEN judgement.score IS NOT NULL AND EXISTS (SELECT 1 {_LABELS})

@@ -9,10 +9,11 @@ from typing import Any
 
 from prefect import flow
 
-from db.store import Change
+from db.store import Change, ClassifierState, StoreError
 from flows.guarantee.approval import approval_of, refusal
 from flows.guarantee.certificate import Approved, Certificate, markdown
 from flows.guarantee.certifying import certificate_of, last_tier, worth
+from flows.guarantee.classifiers import fitted, left_out, settle
 from flows.guarantee.state import Calibration, NotYet, guarantee_of
 from flows.progress import Display, say
 from flows.recorder import current, recorded
@@ -24,6 +25,7 @@ from flows.run.judging import TierRun, TierWork
 from flows.run.meters import sampled
 from flows.run.screening import prepare, read_candidates, tier_works
 from flows.run.session import opened
+from flows.settings import Settings
 from flows.watch.events import PAUSED, emit
 from tiers.calibration import Result, Status
 from tiers.screenfile.file import Screen
@@ -72,6 +74,14 @@ def calibrate(
     """
     guarantee_of(definition)
     key = prepare(definition, key, to_calibrate=True) if key is None else key
+    asked = definition
+    definition = fitted(asked, Settings().database(), key=key, on_trial=True)
+    if definition.guarantee is None:
+        raise StoreError(
+            f"screen '{definition.screen}': no version of its classifier was admitted, so that "
+            f"tier '{definition.tiers[0].name}' is asked about everybody and there is nothing to "
+            "calibrate; tamis run goes on, or train another version: tamis distil"
+        )
     name = f"{definition.screen} {key}"
     told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
     with (
@@ -79,6 +89,8 @@ def calibrate(
         opened(definition, key, "calibrating ") as (store, run, judges, shown, hold),
         sampled(store, run) as sampler,
     ):
+        for line in left_out(asked, definition):
+            say(line, shown)
         if read:
             read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
         try:
@@ -86,12 +98,15 @@ def calibrate(
             works = tier_works(definition, store, run, judges, hold, sampler=sampler)
             _score(works, shown)
             calibration = Calibration(store, run, definition)
+            _foresee(calibration, works[-1], shown, anyway=anyway)
             _label(calibration, works[-1], shown)
             name = author or getpass.getuser()
             return _certify(calibration, name, shown, approve=approve, wait_seconds=wait_seconds)
         except (NotYet, _Refused) as stop:
             say(str(stop), shown)
             status = "waiting" if isinstance(stop, NotYet) else Status.INFEASIBLE_BUDGET
+            if isinstance(stop, _Refused):
+                settle(store, definition, ClassifierState.REFUSED, str(stop))
             if status == "waiting":
                 emit(run, PAUSED, str(stop))
             return {"run": run.key, "status": str(status), "message": str(stop)}
@@ -136,6 +151,24 @@ def _score(works: list[TierWork], shown: Display) -> None:
             )
         if work.position < len(works) - 2:
             store.labels.advance(run_id, work.position, work.judge_id)
+
+
+def _foresee(calibration: Calibration, last: TierWork, shown: Display, *, anyway: bool) -> None:
+    """Say what a classifier is expected to save, and keep its training labels as known.
+
+    Raises:
+        _Refused: the cascade would be no cheaper with it.
+    """
+    if not calibration.versions:
+        return
+    names = ", ".join(calibration.definition.tiers[at].name for at, _ in calibration.versions)
+    found = calibration.foreseen()
+    say(f"tier '{names}': {found}", shown)
+    if not found.pays and not anyway:
+        raise _Refused(f"tier '{names}' is not admitted: {found}. No label was drawn for it")
+    if not calibration.section.by_people:
+        trained = sorted(calibration.trained)
+        calibration.tell_scores(calibration.store.labels.judged(last.judge_id, trained))
 
 
 def _label(calibration: Calibration, last: TierWork, shown: Display) -> None:
@@ -204,8 +237,10 @@ def _certify(
     for line in (certificate.message, *worth(calibration, result)):
         say(line, shown)
     _publish(calibration, certificate)
+    _require_rejects(calibration, result)
     if result.status is not Status.CERTIFIED:
         store.verdicts.undecide(run.id)
+        settle(store, calibration.definition, ClassifierState.REFUSED, certificate.message)
         return certificate.as_json()
     if calibration.section.approval:
         digest = certificate.digest()
@@ -226,9 +261,31 @@ def _certify(
         author=author,
         reason=certificate.message,
     )
+    settle(store, calibration.definition, ClassifierState.ADMITTED, certificate.message)
     store.verdicts.redecide(run.id)
     publish(store, run)
     return certificate.as_json()
+
+
+def _require_rejects(calibration: Calibration, result: Result) -> None:
+    """Refuse a classifier that may reject hardly anybody: without it all is decided alike.
+
+    Raises:
+        _Refused: its certified threshold rejects no more than one without knowledge might.
+    """
+    if not calibration.versions or result.status is not Status.CERTIFIED:
+        return
+    share = max(
+        float((calibration.scores[:, at] < result.thresholds[at].lowest_kept).mean())
+        for at, _ in calibration.versions
+    )
+    if share <= calibration.foreseen().chance:
+        names = ", ".join(calibration.definition.tiers[at].name for at, _ in calibration.versions)
+        raise _Refused(
+            f"tier '{names}' is not admitted: among {result.positives_found:,} positives of "
+            f"{result.labels_used:,} labels are some that it scores low, so that it may "
+            f"reject only {share:.1%}; raise labels, or train it on more: tamis distil --labels 400"
+        )
 
 
 def _changes(calibration: Calibration, result: Result) -> dict[int, Change]:

@@ -15,11 +15,12 @@ import numpy as np
 from db.plans import Answered, Worked
 from db.store import Run, Store
 from flows.files.sampling import Sample, sampled
+from flows.guarantee.classifiers import fitted
 from flows.report.plan import digest_of
 from flows.run.judging import TierRun
 from flows.run.screening import tier_works
 from flows.run.session import opened
-from flows.settings import load_keys
+from flows.settings import Settings, load_keys
 from tiers.opening import inspect
 from tiers.planning.measured import Pilot, Seen
 from tiers.prices import check_prices
@@ -54,6 +55,7 @@ def run_pilot(
         ScreenError: the input cannot be read.
         TierError: a tier could not go on, or the budget was used up; what was judged is kept.
     """
+    definition = fitted(definition, Settings().database(), on_trial=True)
     asked = _as_pilot(definition, budget)
     load_keys(tier.key_name for tier in asked.tiers if isinstance(tier, RemoteTier))
     check_prices(asked)
@@ -93,12 +95,12 @@ def _busy() -> float:
 
 def _as_pilot(definition: Screen, budget: BudgetSection | None) -> Screen:
     """The screen without what is meant for a run: its budgets, its promise, what comes after."""
-    tiers = tuple(_at_once(tier).model_copy(update={"budget": None}) for tier in definition.tiers)
+    tiers = tuple(at_once(tier).model_copy(update={"budget": None}) for tier in definition.tiers)
     gone = {"after": None, "guarantee": None, "traces": "none"}
     return definition.model_copy(update={"tiers": tiers, "budget": budget, **gone})
 
 
-def _at_once(tier: AnyTier) -> AnyTier:
+def at_once(tier: AnyTier) -> AnyTier:
     """A tier that answers by batches, asked at once: it is the same judge, at the full price."""
     if not isinstance(tier, OpenAIBatchTier):
         return tier

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from db.engine import check_ready
 from db.errors import RunHeld
 from db.store import Change, RunState, Store, StoreError, opened_store
+from flows import distil
 from flows.calibrate import calibrate as calibrate_flow
 from flows.files.writing import WritingError
 from flows.owner import state_of
@@ -91,6 +92,7 @@ def screen(
                 if (busy := _at_work(store, definition)) is not None:
                     return Completed(name="Already running", message=f"already running: {busy}")
                 key = key or _key_of(definition, due)
+            _distil(definition, store)
             if calibrate_first:
                 made = calibrate_flow.fn(definition, key=key, limit=limit, read=read)
                 if made["status"] != "certified":
@@ -191,6 +193,17 @@ def definition_of(file: Path) -> tuple[Screen, str | None]:
         return definition, f"the screen file is broken; its last good version is used: {fault}"
     keep(definition, file)
     return definition, None
+
+
+def _distil(definition: Screen, store: Store) -> None:
+    """Train and test a classifier where its section says so; the run goes on in any case."""
+    try:
+        if distil.due(definition, store):
+            made = distil.distil(definition)
+            said = f"{made['trained']['said']}: {made['message']}"
+            print(visible(said), file=sys.stderr, flush=True)  # noqa: T201
+    except EXPECTED as wrong:
+        print(visible(f"no classifier was trained: {wrong}"), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _with_budget(definition: Screen, usd: float | None) -> Screen:

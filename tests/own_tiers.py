@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from tiers.types import Candidate, Judgement
 
@@ -96,6 +97,19 @@ class Knowing(Steady):
             seen = not self._blind or self._blind not in candidate.text
             sure = 1 - self._noise if seen and candidate.text.endswith("yes") else 0.0
             yield judgement._replace(score=sure + share)
+
+
+class Listed(Steady):
+    """Scores texts that stand in a file, a line each, high, and others low."""
+
+    def __init__(self, rubric: str, wanted: str, paid: str | None = None) -> None:
+        super().__init__(rubric, paid=paid)
+        self._wanted = set(Path(wanted).read_text().splitlines())
+
+    def judge(self, candidates: Iterable[Candidate]) -> Iterator[Judgement]:
+        for judgement, candidate in _beside(super().judge, candidates):
+            share = 0.2 * (judgement.score or 0.0)
+            yield judgement._replace(score=share + 0.8 * (candidate.text in self._wanted))
 
 
 def _beside(

@@ -18,7 +18,7 @@ from tiers.tier import job_of
 from tiers.types import Candidate
 
 SECTIONS = (
-    "Candidates", "LlamaTier", "VllmTier", "HttpTier", "OpenAIBatchTier", "PythonTier", "Policy",
+    "Candidates", "LlamaTier", "VllmTier", "HttpTier", "OpenAIBatchTier", "PythonTier", "ClassifierTier", "Policy",
     "BudgetSection", "PriceSection", "GuaranteeSection", "AfterSection", "SqlSource", "WorkersSection",
 )  # fmt: skip
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,9 @@ def test_the_own_tier_of_the_examples_judges_its_tickets() -> None:
     assert got[0] > got[3]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/screen-file.md", "docs/backends.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/screen-file.md", "docs/backends.md", "docs/tier-zero.md"]
+)
 def test_the_screens_in_the_docs_are_valid(name: str) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     screens = [yaml.safe_load(block) for block in blocks if block.startswith("screen:")]

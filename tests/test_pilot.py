@@ -12,7 +12,7 @@ from db.store import Store
 from flows.cli import app
 from flows.commands import plan as commands
 from flows.files.ingest import ingest
-from flows.pilot import _at_once
+from flows.pilot import at_once as _at_once
 from flows.report.plan import held, plans_kept
 from flows.run.session import open_run
 from tests.project import screened, write

@@ -5,7 +5,14 @@ A backend is imported when it is asked for, because each needs a library that ma
 
 from typing import Any, Protocol
 
-from tiers.screenfile.tiers import AnyTier, HttpTier, LlamaTier, OpenAIBatchTier, VllmTier
+from tiers.screenfile.tiers import (
+    AnyTier,
+    ClassifierTier,
+    HttpTier,
+    LlamaTier,
+    OpenAIBatchTier,
+    VllmTier,
+)
 from tiers.tier import BatchTier, Inspection, Job, Tier
 
 
@@ -66,6 +73,8 @@ def _backend(config: AnyTier) -> Backend:
             import tiers.backends.vllm.tier as backend  # type: ignore[no-redef]
         case HttpTier() | OpenAIBatchTier():
             import tiers.backends.openai.tier as backend  # type: ignore[no-redef]
+        case ClassifierTier():
+            import tiers.backends.classifier.tier as backend  # type: ignore[no-redef]
         case _:
             import tiers.backends.python as backend  # type: ignore[no-redef]
     return backend

@@ -4,6 +4,7 @@ import csv
 import getpass
 import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -25,6 +26,14 @@ from flows.terminal import visible
 
 app = typer.Typer(name="label", help="Labels from people: one by one, or in sheets.")
 
+
+class Order(StrEnum):
+    """In which order people are asked."""
+
+    RANDOM = "random"
+    ACTIVE = "active"
+
+
 OfRun = Annotated[str | None, typer.Option("--run", help="A run's key; default: newest.")]
 
 
@@ -33,6 +42,9 @@ def label(
     context: typer.Context,
     run_key: OfRun = None,
     reviewer: Annotated[str | None, typer.Option(help="Your name; default: this user.")] = None,
+    order: Annotated[
+        Order, typer.Option(help="active: likely and uncertain ones, to train a classifier.")
+    ] = Order.RANDOM,
     database: Database = None,
 ) -> None:
     """Without a command: ask for the labels that a calibration wants, one at a time."""
@@ -42,8 +54,10 @@ def label(
 
     store, run = found_run(database, run_key)
     name = reviewer or getpass.getuser()
-    told = ask_in_turn(store, run, name, _type_in, out.print)
-    out.print(f"{told:,} labels by {name}; go on with: tamis calibrate FILE")
+    active = order is Order.ACTIVE
+    told = ask_in_turn(store, run, name, _type_in, out.print, active=active)
+    following = "tamis distil FILE" if active else "tamis calibrate FILE"
+    out.print(f"{told:,} labels by {name}; go on with: {following}")
 
 
 @app.command("export", epilog="Example: `tamis label export monday --output labels.csv`")

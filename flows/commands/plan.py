@@ -134,10 +134,11 @@ def plan(
         return
     if file is None:
         fail("names no screen file; write tamis plan screen.yaml, or tamis plan --kept")
+    from flows.guarantee.classifiers import fitted
     from tiers.planning.choice import Limits, judged
     from tiers.screenfile.file import load_screen
 
-    definition = load_screen(file)
+    definition = fitted(load_screen(file), settings().database(database), on_trial=True)
     limits = Limits(_seconds(deadline), usd, recall)
     maker, count, said, resume = _maker(definition, database, candidates)
     goal = _goal(optimize, limits, write, ask=not as_json)

@@ -99,6 +99,10 @@ class Certificate(_Part):
     evidence: dict[str, Any]
     """`tiers.calibration.RecallEvidence` by name; empty under another promise."""
     drawn_positives: list[str]
+    trained_on: int | None = None
+    """Candidates whose labels trained a classifier: the promise is about the others."""
+    classifiers: dict[str, str] | None = None
+    """The version of each classifier, by the tier's name."""
     candidates_digest: str | None = None
     labels_digest: str
     message: str
@@ -145,6 +149,11 @@ def markdown(certificate: Certificate) -> str:
         *(
             [("bound for new candidates of the source", f"{certificate.source_bound:.4f}")]
             if certificate.source_bound is not None
+            else []
+        ),
+        *(
+            [("candidates that a classifier was trained on", f"{certificate.trained_on:,}")]
+            if certificate.trained_on is not None
             else []
         ),
         ("left to the last tier", f"{certificate.left_to_last_tier:,}"),

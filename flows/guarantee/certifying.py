@@ -4,6 +4,7 @@ import hashlib
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,17 @@ def certificate_of(calibration: Calibration, result: Result, author: str) -> Cer
         candidates_digest=calibration.store.policies.candidates_digest(calibration.run.id),
         labels_digest=_digest(calibration),
         message=message(calibration, result),
+        **_classifiers(calibration),
     )
+
+
+def _classifiers(calibration: Calibration) -> dict[str, Any]:
+    """What a certificate says where a classifier takes part, and nothing where none does."""
+    if not calibration.versions:
+        return {}
+    tiers = calibration.definition.tiers
+    names = {tiers[position].name: one.version for position, one in calibration.versions}
+    return {"trained_on": calibration.excluded, "classifiers": names}
 
 
 def last_tier(calibration: Calibration) -> Change:

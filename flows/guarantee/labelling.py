@@ -12,7 +12,7 @@ import numpy as np
 
 from db.store import PEOPLE, Label, LabelSource, Run, Store, StoreError, rubric_digest
 from flows.files.writing import as_it_was
-from flows.guarantee.state import Calibration, disputes, guarantee_of
+from flows.guarantee.state import Calibration, disputes, guarantee_of, truth
 from tiers.calibration import cohen_kappa
 from tiers.screenfile.file import Screen
 
@@ -25,6 +25,8 @@ WORDS = {True: "yes", False: "no", None: "unknown"}
 COLUMNS = ("key", "text", "rubric", "label")
 READ = ("key", "rubric", "label")
 SEPARATORS = ",;\t"
+ACTIVE_AMONG = 5_000
+"""Candidates among which the next to ask about are looked for."""
 KEYS = "y yes, n no, u unknown, b back, q stop, ? help"
 HELP = (
     "Does the rubric fit the text above? y or yes, n or no. u or unknown: nobody can tell from the "
@@ -124,6 +126,8 @@ def ask_in_turn(
     reviewer: str,
     ask: Callable[[str], str],
     say: Callable[[str], None],
+    *,
+    active: bool = False,
 ) -> int:
     """Ask one person for one label after the other, until all are told or they stop.
 
@@ -133,6 +137,8 @@ def ask_in_turn(
         reviewer: the person.
         ask: shows a prompt and returns what was typed.
         say: shows a text.
+        active: likely and uncertain candidates in turn, to train a classifier: such labels never
+            certify anything, and no promise is needed for them.
 
     Returns:
         How many labels were told.
@@ -141,12 +147,20 @@ def ask_in_turn(
         StoreError: nobody would use the labels.
     """
     definition = definition_of(run)
-    _require_people(run, definition)
+    if not active:
+        _require_people(run, definition)
+    source = LabelSource.ACTIVE if active else LabelSource.PERSON
     rubric = rubric_digest(definition.rubric)
     say(definition.rubric)
     told: list[int] = []
     queue: list[int] = []
-    while queue := queue or _queue(Calibration(store, run, definition), reviewer):
+
+    def wanted() -> list[int]:
+        if active:
+            return _active_queue(store, run, definition)
+        return _queue(Calibration(store, run, definition), reviewer)
+
+    while queue := queue or wanted():
         text_id, total = queue[0], len(queue)
         say(f"\n{store.labels.texts([text_id])[text_id]}\n")
         said = ask(f"{len(told):,} told, {total:,} left in this round ({KEYS})").strip().lower()
@@ -158,7 +172,7 @@ def ask_in_turn(
             queue = [told.pop(), *queue] if told else queue
         elif said in ANSWERS:
             answer = {text_id: ANSWERS[said]}
-            store.labels.record(rubric, LabelSource.PERSON, reviewer, answer, replace=True)
+            store.labels.record(rubric, source, reviewer, answer, replace=True)
             told.append(queue.pop(0))
         else:
             say(f"'{said}' is no answer; type one of: {KEYS}")
@@ -228,6 +242,27 @@ def _queue(calibration: Calibration, reviewer: str) -> list[int]:
     labels = calibration.store.labels.all(calibration.rubric, LabelSource.PERSON, reviewer)
     answered = {label.text_id for label in labels}
     return [text_id for text_id in calibration.missing() if text_id not in answered]
+
+
+def _active_queue(store: Store, run: Run, definition: Screen) -> list[int]:
+    """The next ten to train a classifier on, of some thousand that nobody has labelled."""
+    from tiers.backends.classifier.fit import active  # scikit-learn takes seconds
+
+    rubric = rubric_digest(definition.rubric)
+    both = (LabelSource.PERSON, LabelSource.ACTIVE)
+    labels = truth([one for source in both for one in store.labels.all(rubric, source)])
+    ids = sorted(_keys(store, run))
+    lot = np.random.default_rng(0).permutation(len(ids))[:ACTIVE_AMONG]
+    there = set(ids)
+    pool = [one for one in labels if one in there]
+    pool += [ids[place] for place in lot if ids[place] not in labels]
+    texts = store.labels.texts(pool)
+    told = {
+        place: bool(labels[one]) for place, one in enumerate(pool) if labels.get(one) is not None
+    }
+    unsure = {place for place, one in enumerate(pool) if one in labels and labels[one] is None}
+    order = active([texts[one] for one in pool], definition.rubric, told, 10 + len(unsure), 0)
+    return [pool[place] for place in order if place not in unsure][:10]
 
 
 def _people(store: Store, definition: Screen) -> list[Label]:

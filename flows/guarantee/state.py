@@ -6,6 +6,7 @@ import numpy as np
 
 from db.store import PEOPLE, Label, LabelSource, Run, Store, StoreError, rubric_digest
 from flows.guarantee.certificate import Certificate, certificate_in_use, promise_of
+from flows.guarantee.classifiers import Foreseen, costs_of, foreseen, versions_of
 from tiers.calibration import Calibrator, Plan, Result, plan_calibration
 from tiers.policy import outcomes
 from tiers.screenfile.file import Screen
@@ -46,7 +47,13 @@ class Calibration:
         self.section = guarantee_of(definition)
         self.below = len(definition.tiers) - 1
         self.judges = store.tiers.judges(run.id)
-        scored = store.labels.scored(run.id, self.below)
+        everybody = store.labels.scored(run.id, self.below)
+        self.versions = versions_of(store, definition)
+        self._taught = {at: store.classifiers.texts(one.id) for at, one in self.versions}
+        self.trained = {text_id for taught in self._taught.values() for text_id in taught}
+        """Texts whose labels a classifier was trained on: no sample of this promise has them."""
+        self._trained_on = [one for one in everybody if one.text_id in self.trained]
+        scored = [one for one in everybody if one.text_id not in self.trained]
         self.keys = [one.key for one in scored]
         self.text_ids = np.array([one.text_id for one in scored], np.int64)
         table = np.array([one.scores for one in scored], np.float64)
@@ -95,6 +102,27 @@ class Calibration:
         """What the labels allow; only when nothing is missing."""
         return self._calibrator.result()
 
+    @property
+    def excluded(self) -> int:
+        """Candidates of the run that a classifier was trained on."""
+        return len(self._trained_on)
+
+    def foreseen(self) -> Foreseen:
+        """What the classifiers are expected to save, by their training labels alone."""
+        rows = {}
+        for one in self._trained_on:
+            shares = [
+                taught[one.text_id] for taught in self._taught.values() if one.text_id in taught
+            ]
+            if shares[0][0] > 0.5:
+                row = list(one.scores)
+                for at, taught in self._taught.items():
+                    row[at] = taught[one.text_id][1] if one.text_id in taught else row[at]
+                rows[one.text_id] = row
+        positives = np.array(list(rows.values()), np.float64).reshape(len(rows), self.below)
+        needed = self.plan().labels_needed or self.section.labels
+        return foreseen(self.definition, self.scores, positives, needed)
+
     def plan(self) -> Plan:
         """What the promise needs, before anything is spent."""
         answers = [answer for answer in self.labels().values() if answer is not None]
@@ -135,7 +163,9 @@ class Calibration:
             delta=section.delta,
             budget=section.labels,
             seed=section.seed,
-            costs=section.costs,
+            costs=costs_of(self.definition),
+            # The last tier is asked about all that tier 0 keeps: to draw longer is worth more.
+            cleaning=not self.versions,
         )
 
     def _tier_as_reviewer(self) -> str:

@@ -10,6 +10,7 @@ from db.store import Run, RunState, Store, opened_store
 from flows.files.after import check_after, write_after
 from flows.files.ingest import check_input, in_words, ingest
 from flows.files.writing import WritingError
+from flows.guarantee.classifiers import fitted, left_out
 from flows.guarantee.state import check_calibration, require_calibration
 from flows.guarantee.thresholds import standing
 from flows.progress import Display, say
@@ -62,6 +63,7 @@ def prepare(
     url = Settings().database()
     _check_shard(definition, url)
     check_ready(url)
+    definition = fitted(definition, url, key=key, on_trial=to_calibrate)
     if read:
         check_input(definition.candidates)
     for position in range(len(definition.tiers)):
@@ -144,6 +146,7 @@ def screen_candidates(
         TierError: a tier could not go on; what was judged is kept.
     """
     key = prepare(definition, key, read=read) if key is None else key
+    asked, definition = definition, fitted(definition, Settings().database(), key=key)
     told = {"screen": definition.screen, "key": key, "limit": limit, "read": read}
     name = f"{definition.screen} {key}"
     with (
@@ -158,7 +161,7 @@ def screen_candidates(
             if read:
                 read_candidates(definition, store, run, limit, shown, allow_shrink=allow_shrink)
             keep_plan(store, run, definition, judges)
-            for line in standing(store, run):
+            for line in [*left_out(asked, definition), *standing(store, run)]:
                 say(line, shown)
             for _ in range(ROUNDS):
                 works = tier_works(definition, store, run, judges, hold, traces, sampler)

@@ -13,7 +13,7 @@ from tiers.calibration.reliability import (
     expected_calibration_error,
     reliability_table,
 )
-from tiers.calibration.worth import TierWorth, worth_of_tiers
+from tiers.calibration.worth import TierWorth, expected_cost, worth_of_tiers
 
 __all__ = [
     "Audit",
@@ -35,6 +35,7 @@ __all__ = [
     "cross_fitted",
     "drift",
     "expected_calibration_error",
+    "expected_cost",
     "plan_calibration",
     "reliability_table",
     "worth_of_tiers",

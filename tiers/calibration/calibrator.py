@@ -41,6 +41,7 @@ class Calibrator:
         budget: int = 400,
         seed: int = 0,
         costs: Sequence[float] | None = None,
+        cleaning: bool = True,
     ) -> None:
         """Make a calibrator; see `Guarantee` for what the arguments mean.
 
@@ -48,7 +49,7 @@ class Calibrator:
             ValueError: an argument is out of its range.
         """
         prices = None if costs is None else tuple(costs)
-        self.guarantee = Guarantee(Kind(kind), target, delta, budget, seed, prices)
+        self.guarantee = Guarantee(Kind(kind), target, delta, budget, seed, prices, cleaning)
         self._scores: Floats | None = None
         self._told: dict[int, int] = {}
         self._pending: Ids = np.zeros(0, np.int64)
@@ -139,6 +140,7 @@ def calibrate(
     budget: int,
     seed: int,
     costs: Sequence[float] | None = None,
+    cleaning: bool = True,
 ) -> Result:
     """Calibrate in one call; `oracle` is asked for at most `budget` different ids, each once.
 
@@ -151,8 +153,11 @@ def calibrate(
         budget: most labels that may be asked.
         seed: of the random draw.
         costs: of one candidate at each tier, and last of one label; see `Guarantee.prices`.
+        cleaning: whether labels left over go to kept candidates.
     """
-    calibrator = Calibrator(kind, target=target, delta=delta, budget=budget, seed=seed, costs=costs)
+    calibrator = Calibrator(
+        kind, target=target, delta=delta, budget=budget, seed=seed, costs=costs, cleaning=cleaning
+    )
     while (ids := calibrator.ask(scores)).size:
         calibrator.tell(ids, oracle(ids))
     return calibrator.result()

@@ -53,6 +53,9 @@ class Guarantee:
     """Seed of the random draw. To try several seeds voids the promise."""
     costs: tuple[float, ...] | None = None
     """Cost of one candidate at each tier, and last of one label; see `prices`."""
+    cleaning: bool = True
+    """Whether labels left over go to kept candidates; of use where they are nobody's to pay twice.
+    """
 
     def __post_init__(self) -> None:
         for name, share in (("target", self.target), ("delta", self.delta)):

@@ -133,7 +133,8 @@ def calibrate_recall(scores: Floats, guarantee: Guarantee, sample: Sample) -> As
         test = replace(test, kth=kth)
     drawn = rest[: len(draw.labels)][draw.labels == 1]
     thresholds = _thresholds(scores, path, drawn[: test.drawn], test.kth)
-    yield from _clean(scores, path, thresholds, sample)
+    if guarantee.cleaning:
+        yield from _clean(scores, path, thresholds, sample)
     evidence = _evidence(draw, test, known, guarantee.delta)
     result = _result(scores, guarantee, sample, thresholds, evidence, complete)
     return replace(result, drawn_positives=drawn)
@@ -168,7 +169,7 @@ def _draw(
         left = budget - len(draw.labels)
         if left == 0:
             return draw, test
-        wanted = next_stop(draw, test, budget, guarantee, clean=tiers == 1)
+        wanted = next_stop(draw, test, budget, guarantee, clean=tiers == 1 and guarantee.cleaning)
         if wanted <= draw.found:
             return draw, test
         step = min(max(_labels_until(wanted, draw.found, draw.drawn) // 2, grain), left)

@@ -53,6 +53,31 @@ def worth_of_tiers(scores: Floats, result: Result) -> list[TierWorth]:
     ]
 
 
+def expected_cost(
+    scores: Floats, positives: Floats, prices: tuple[float, ...], miss: float, labels: int
+) -> float:
+    """What a cascade is expected to cost, in labels a candidate, before any label is drawn.
+
+    Args:
+        scores: (n, tiers) of all candidates; without a tier each candidate costs a label.
+        positives: (m, tiers) scores of known positives that are none of the candidates.
+        prices: (tiers + 1,) cost of a candidate at each tier, and of a label.
+        miss: share of the positives that the thresholds lose.
+        labels: how many will be drawn: of the candidates that a tier rejects they cost more.
+    """
+    if not scores.shape[1]:
+        return 1.0
+    table = np.vstack([scores, positives])
+    known = np.arange(len(table)) >= len(scores)
+    path = learn_path(table, known, prices=prices, miss=miss)
+    levels = np.minimum.accumulate(np.nan_to_num(path.levels(table), nan=np.inf), axis=1)
+    level = np.quantile(levels[known, -1], miss) if known.any() else -np.inf
+    reached = (levels[~known] >= level).sum(axis=0)
+    drawn = min(labels, len(scores)) * (1 - reached[-1] / len(scores))
+    counts = np.concatenate([[len(scores)], reached[:-1], [reached[-1] + drawn]])
+    return float(counts @ np.array(prices) / len(scores) / prices[-1])
+
+
 def _cost(scores: Floats, result: Result, kept: list[int], prices: Floats) -> float:
     """Of these tiers and of a label for each survivor, in labels a candidate."""
     some = scores[:, kept]

@@ -80,8 +80,32 @@ def faults_between_tiers(value: Mapping[str, Any]) -> Iterator[InitErrorDetails]
                 "write policy: {reject_below: 0.2} or policy: {top: 10000}",
             )
         yield from _unpaid_promotion(value, position, tier, tiers[position + 1])
+    yield from _unguarded_classifier(value, tiers)
     if tiers and isinstance(value.get("guarantee"), Mapping):
         yield from _unkept_promise(value["guarantee"], tiers)
+
+
+def _unguarded_classifier(
+    value: Mapping[str, Any], tiers: list[Mapping[str, Any]]
+) -> Iterator[InitErrorDetails]:
+    """A classifier that nothing teaches, or that would reject without a promise."""
+    promised = value.get("guarantee")
+    for position, tier in enumerate(tiers):
+        if tier.get("backend") != "classifier":
+            continue
+        if position == len(tiers) - 1:
+            yield _fault(
+                ("tiers", position),
+                f"tier '{tier.get('name')}' is a classifier and the last, so that nobody could "
+                "teach or check it; write a tier after it that asks a model",
+            )
+        elif not isinstance(promised, Mapping) or not promised.get("recall"):
+            yield _fault(
+                ("tiers", position),
+                f"tier '{tier.get('name')}' is a classifier, which rejects by a promise of recall "
+                "alone; write guarantee: {recall: 0.95, against: "
+                f"{tiers[-1].get('name')}, labels: 1000}}",
+            )
 
 
 def _unkept_promise(

@@ -364,7 +364,33 @@ class PythonTier(EngineTier):
         return allowed
 
 
-AnyTier = LlamaTier | VllmTier | HttpTier | OpenAIBatchTier | PythonTier
+class ClassifierTier(EngineTier):
+    """A linear model over words, trained by `tamis distil` on labels and on a tier's scores."""
+
+    operational: ClassVar[frozenset[str]] = EngineTier.operational | {"distil"}
+
+    backend: Literal["classifier"]
+    version: str | None = Field(None, pattern=r"^[0-9a-f]{16}$")
+    """One that was trained before; by default the newest that was admitted."""
+    distil: Literal["by_hand", "auto"] = "by_hand"
+    """`auto`: a scheduled run trains and tests a version once labels have grown by a quarter."""
+    price: PriceSection | None = PriceSection(hour=0)
+
+    _body: bytes | None = PrivateAttr(None)
+
+    @property
+    def body(self) -> bytes | None:
+        """The weights of the version. Kept in memory, and never in a run."""
+        return self._body
+
+    def fitted(self, version: str, body: bytes) -> Self:
+        """This tier with the weights of a version."""
+        made = self.model_copy(update={"version": version})
+        made._body = body
+        return made
+
+
+AnyTier = LlamaTier | VllmTier | HttpTier | OpenAIBatchTier | PythonTier | ClassifierTier
 Tier = Annotated[AnyTier, Field(discriminator="backend")]
 BACKENDS: dict[str, type[BaseModel]] = {
     "llama": LlamaTier,
@@ -372,4 +398,5 @@ BACKENDS: dict[str, type[BaseModel]] = {
     "http": HttpTier,
     "openai_batch": OpenAIBatchTier,
     "python": PythonTier,
+    "classifier": ClassifierTier,
 }
