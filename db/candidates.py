@@ -22,6 +22,8 @@ from db.models import BadRowRow, RunRow
 from db.records import Beside, beside
 
 _RAW_LIMIT = 2000
+TEXT_DIGEST = 16
+"""Bytes."""
 _PAGES = 4_000
 """128 MB of SQLite's log before it is copied into the file, while rows are read: a power cut may
 undo what is in the log, and rows can be read again. Answers were paid, so they keep the usual."""
@@ -449,7 +451,7 @@ def _hashed(row: Row) -> _Kept:
     if "\0" in row.key or "\0" in row.text:
         raise ValueError("the key or the text holds a NUL character; replace it")
     row.key.encode()
-    digest = blake2b(row.text.encode(), digest_size=16)
+    digest = blake2b(row.text.encode(), digest_size=TEXT_DIGEST)
     text_digest = digest.digest()
     digest.update(b"\0")
     digest.update(row.fields)
@@ -458,6 +460,11 @@ def _hashed(row: Row) -> _Kept:
         digest.update(problem.encode())
         return _Kept(row, digest.digest(), None, problem)
     return _Kept(row, digest.digest(), text_digest, None)
+
+
+def text_digest(text: str) -> bytes:
+    """What names a text; equal texts are one."""
+    return blake2b(text.encode(), digest_size=TEXT_DIGEST).digest()
 
 
 def _conflict(key: str) -> str:

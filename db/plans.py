@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, func, insert, or_, select, text
 
 from db.bulk import Noun, database_now, now, upsert
-from db.models import JudgementRow, JudgeRow, PilotRow, PlanRow, RunRow, RunTierRow, VerdictRow
+from db.models import (
+    CandidateRow,
+    JudgementRow,
+    JudgeRow,
+    PilotRow,
+    PlanRow,
+    RunRow,
+    RunTierRow,
+    TextRow,
+    VerdictRow,
+)
 
 _PASS_ON = text("""
     UPDATE verdict SET position = position + 1
@@ -131,6 +141,38 @@ class Plans(Noun):
         )
         with self._reading() as connection:
             return connection.scalar(query) or 0
+
+    def scores(
+        self, judges: Sequence[str], texts: Sequence[bytes]
+    ) -> dict[str, dict[bytes, float | None]]:
+        """What judges have said of texts in all runs: by the judge's digest and the text's."""
+        query = (
+            select(JudgeRow.digest, TextRow.digest, JudgementRow.score)
+            .join(JudgementRow, JudgementRow.judge_id == JudgeRow.id)
+            .join(TextRow, TextRow.id == JudgementRow.text_id)
+            .where(
+                JudgeRow.digest.in_(judges),
+                TextRow.digest.in_(texts),
+                JudgementRow.failed.is_(False),
+            )
+        )
+        found: dict[str, dict[bytes, float | None]] = {judge: {} for judge in judges}
+        with self._reading() as connection:
+            for judge, text_, score in connection.execute(query):
+                found[judge][text_] = score
+        return found
+
+    def some_texts(self, run_id: int, most: int) -> list[bytes]:
+        """The digests of some texts of a run."""
+        query = (
+            select(TextRow.digest)
+            .join(CandidateRow, CandidateRow.text_id == TextRow.id)
+            .join(VerdictRow, VerdictRow.candidate_id == CandidateRow.id)
+            .where(VerdictRow.run_id == run_id)
+            .limit(most)
+        )
+        with self._reading() as connection:
+            return list(connection.execute(query).scalars())
 
     def of(self, run_id: int) -> dict[str, Any] | None:
         """The plan that a run began with; None where none was kept."""

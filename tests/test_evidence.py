@@ -55,11 +55,11 @@ def test_every_place_is_told() -> None:
     st.text(),
 )
 def test_what_stands_in_a_text_is_found_in_it(before: str, quote: str, after: str) -> None:
-    text = f"{before}|{quote}|{after}"
-    places = Passages(text).find(f"|{quote}|")
+    text = f"{before}x{quote}x{after}"
+    places = Passages(text).find(f"x{quote}x")
     assert places
     for start, stop in places:
-        assert normalised(text[start:stop]).strip() == normalised(f"|{quote}|").strip()
+        assert normalised(text[start:stop]).strip() == normalised(f"x{quote}x").strip()
 
 
 def test_a_megabyte_and_a_thousand_quotes_cost_no_more_than_reading_them() -> None:
@@ -148,3 +148,8 @@ def test_a_run_keeps_the_evidence_of_its_answers(project) -> None:
     query = "SELECT tier, SUM(CASE WHEN start IS NULL THEN 1 ELSE 0 END) AS missing FROM evidence GROUP BY tier"
     _, told, _ = project.tamis("sql", query, "--json", *database)
     assert json.loads(told) == [{"tier": "only", "missing": 4}]
+
+
+def test_a_comma_is_no_evidence_and_a_quote_counts_once() -> None:
+    assert Passages("Led a team, twice.").find(",") == []
+    assert quotes_of('{"proof":["a","a"]}', {"proof": "quotes"}) == [("proof", "a")]

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
-from db.store import Store
+from db.store import RunState, Store
 from flows.cli import app
 from flows.commands import plan as commands
 from flows.files.ingest import ingest
@@ -122,12 +122,12 @@ def test_a_pilot_has_its_own_budget_and_says_so_first(folder: Path, screen: Path
     assert "pilot of 100 candidates through 2 tiers; its budget: 1 hours" in reply.stderr
     assert (folder / "slow").stat().st_size == 100, "the run's budget is another matter"
     refused = tamis("pilot", str(screen), "--usd", "1", "--seed", "5")
-    assert refused.exit_code == 3
+    assert refused.exit_code == 2
     assert "needs the price of every tier" in refused.stderr
     stopped = tamis("pilot", str(screen), "--hours", "0", "--seed", "5")
     assert stopped.exit_code == 3
     assert "too few for a pilot" in stopped.stderr
-    assert tamis("pilot", str(screen), "--seed", "5").exit_code == 0
+    assert "its budget: 1 tokens" in tamis("pilot", str(screen), "--seed", "5").stderr
 
 
 def test_a_plan_needs_no_pilot_and_then_says_so(screen: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_pilot_of_another_rubric_is_told_and_not_used(screen: Path) -> None:
     screen.write_text(screen.read_text().replace("rubric: another", "rubric: any"))
     screen.write_text(screen.read_text().replace("slow", "slower"))
     by = told(tamis("plan", str(screen), "--json"))["plan"]["by"]
-    assert "of another models or settings" in by
+    assert "of other models or settings" in by
 
 
 def test_other_thresholds_leave_a_pilot_as_it_is(screen: Path) -> None:
@@ -263,3 +263,76 @@ def test_a_tier_of_batches_is_the_same_judge_when_it_is_asked_at_once() -> None:
         assert dear is not None
         assert cheap is not None
         assert dear.input == 2 * cheap.input
+
+
+def test_kept_answers_count_at_the_tier_that_gave_them(store: Store, screen: Path) -> None:
+    tamis("pilot", str(screen), "--sample", "60", "--json")
+    screened(load_screen(screen), "first")
+    rows = told(tamis("plan", str(screen), "--json"))["plan"]["tiers"]
+    assert [one["prompt_tokens"][2] for one in rows] == [0, 0]
+    wider = screen.read_text().replace("reject_below: 0.3", "reject_below: 0.1")
+    screen.write_text(wider)
+    fast, slow = told(tamis("plan", str(screen), "--json"))["plan"]["tiers"]
+    assert fast["prompt_tokens"][2] == 0
+    assert slow["prompt_tokens"][1] > 0, "those between 0.1 and 0.3 were never asked there"
+    clouds = told(tamis("plan", str(screen), "--compare", "--json"))["alternatives"]
+    alone = next(row for row in clouds if row["name"] == "openai gpt-4o-mini")
+    assert alone["seconds"][1] > 0, "another judge has no answer"
+
+
+def test_a_plan_counts_the_input_that_the_screen_names_now(store: Store, screen: Path) -> None:
+    tamis("pilot", str(screen), "--sample", "60", "--json")
+    lines = [json.dumps({"id": f"o{i}", "text": f"another text {i}"}) for i in range(450)]
+    (screen.parent / "in.jsonl").write_text("\n".join(lines))
+    plan = told(tamis("plan", str(screen), "--json"))["plan"]
+    assert plan["candidates"] == 450
+    assert "drawn from 300" in plan["by"]
+    assert "answers are kept" not in plan["by"]
+
+
+def test_a_pilot_again_keeps_the_speed_of_the_first(store: Store, screen: Path) -> None:
+    for _ in range(2):
+        tamis("pilot", str(screen), "--sample", "100", "--json")
+    plan = told(tamis("plan", str(screen), "--candidates", "5000", "--json"))["plan"]
+    assert plan["seconds"][1] is not None
+
+
+def test_a_pilot_stands_for_a_screen_of_fewer_tiers(store: Store, screen: Path) -> None:
+    tamis("pilot", str(screen), "--sample", "100", "--json")
+    kept = [line for line in screen.read_text().splitlines() if "name: fast" not in line]
+    screen.write_text("\n".join(kept) + "\n")
+    assert "of 100 candidates" in told(tamis("plan", str(screen), "--json"))["plan"]["by"]
+
+
+def test_the_budget_of_the_screen_file_binds_a_plan_and_a_pilot(folder: Path, screen: Path) -> None:
+    priced = screen.read_text().replace("policy:", "price: {input: 1000, output: 0}, policy:")
+    screen.write_text(priced)
+    told(tamis("pilot", str(screen), "--sample", "100", "--json"))
+    screen.write_text(f"{priced}budget: {{usd: 0.01}}\n")
+    shown = tamis("plan", str(screen))
+    assert "does not fit" in shown.output
+    pilot = tamis("pilot", str(screen), "--sample", "200", "--seed", "1")
+    assert (pilot.exit_code, "its budget: 0.01 usd" in pilot.stderr) == (3, True)
+
+
+def test_a_limit_that_cannot_be_kept_is_an_exit_code(screen: Path) -> None:
+    priced = "price: {input: 1000000, output: 0}, policy:"
+    server = "{name: far, backend: http, base_url: 'http://127.0.0.1:9/v1', model: m, " + priced
+    text = screen.read_text().partition("tiers:")[0]
+    screen.write_text(f"{text}tiers:\n  - {server} {{accept_above: 0.5}}}}\n")
+    found = tamis("plan", str(screen), "--usd", "1", "--json")
+    assert found.exit_code == 2
+    assert "cannot be met" in json.loads(found.stdout.splitlines()[-1])["problem"]
+    assert tamis("plan", str(screen), "--usd", "1000000").exit_code == 0
+
+
+def test_nothing_has_missed_before_a_run_is_over(store: Store, screen: Path) -> None:
+    tamis("pilot", str(screen), "--sample", "100", "--json")
+    run = store.runs.find(screened(load_screen(screen), "first"))
+    body, rows = store.plans.of(run.id), store.results.funnel(run.id)
+    assert body is not None
+    body["tiers"][0]["candidates"] = [1, 2, 3]
+    assert held(body, rows, RunState.STOPPED)[0].inside["candidates"] is None
+    assert held(body, rows, RunState.DONE)[0].inside["candidates"] is False
+    body["tiers"][0]["candidates"] = [7, 7, 7]
+    assert held(body, rows)[0].inside["candidates"] is False, "what was thought known was wrong"

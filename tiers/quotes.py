@@ -54,10 +54,13 @@ class Passages:
         self._length = len(text)
 
     def find(self, quote: str) -> list[tuple[int, int]]:
-        """Where the quote stands: start and end in characters of the text, in order."""
+        """Where the quote stands: start and end in characters of the text, in order.
+
+        A quote without a letter or a digit stands nowhere.
+        """
         wanted = normalised(quote).strip()
-        if not wanted:
-            return []
+        if not any(letter.isalnum() for letter in wanted):
+            return []  # a comma shows nothing
         places: list[tuple[int, int]] = []
         at = self._text.find(wanted)
         while at >= 0 and len(places) < MOST_PLACES:
@@ -96,7 +99,7 @@ def quotes_of(reading: str | None, fields: Mapping[str, str]) -> list[tuple[str,
             value = said.get(name)
             values = value if isinstance(value, list) else [value]
             found += [(name, each) for each in values if isinstance(each, str)]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _rewritten(text: str) -> Iterator[tuple[int, int, str]]:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,6 +73,7 @@ def pilot(
     from flows.pilot import run_pilot
     from flows.report.plan import plain
     from tiers.planning.measured import decision, report
+    from tiers.prices import check_prices
     from tiers.screenfile.file import load_screen
     from tiers.screenfile.limits import BudgetSection
     from tiers.types import TierError
@@ -80,7 +81,11 @@ def pilot(
     definition = load_screen(file)
     os.environ["TAMIS_DATABASE_URL"] = settings().database(database)
     none = usd is None and hours is None
-    budget = None if none else BudgetSection(usd=usd, hours=hours)
+    budget = definition.budget if none else BudgetSection(usd=usd, hours=hours)
+    try:
+        check_prices(definition.model_copy(update={"budget": budget}))
+    except TierError as error:
+        fail(str(error))
     try:
         measured = run_pilot(
             definition,
@@ -133,7 +138,7 @@ def plan(
         _show_kept(database, as_json)
         return
     if file is None:
-        fail("names no screen file; write tamis plan screen.yaml, or tamis plan --kept")
+        fail("tamis plan needs a screen file; write tamis plan screen.yaml, or tamis plan --kept")
     from flows.guarantee.classifiers import fitted
     from tiers.planning.choice import Limits, judged
     from tiers.screenfile.file import load_screen
@@ -142,26 +147,63 @@ def plan(
     limits = Limits(_seconds(deadline), usd, recall)
     maker, count, said, resume = _maker(definition, database, candidates)
     goal = _goal(optimize, limits, write, ask=not as_json)
-    rows = judged(maker.all() if compare or goal else [maker.configured()], limits)
-    choice, problem = _choice(rows, goal, limits)
+    rows = judged(
+        maker.all() if compare or goal else [maker.configured()],
+        _with_own_budget(definition, limits),
+    )
+    choice, problem = _choice(rows, goal, _with_own_budget(definition, limits))
     if problem is not None and choice is None and optimize is None and write is None:
         problem, said = None, f"{said}; {problem}"  # nobody asked for a choice in so many words
+    problem = problem or (_unmet(rows[0], limits) if choice is None else None)
     if as_json:
         print_json(_as_json(definition, rows, choice, problem, count, said, resume, compare))
     else:
         _show_plan(definition, rows[0], count, said, resume)
-        if explain:
-            _show_rooflines(definition, rows[0])
-        if compare:
-            _show_alternatives(rows)
-        if goal is not None and choice is not None and choice.chosen is not None:
-            out.print(f"for {goal}: {choice.chosen.name}: {choice.reason}", style="bold")
-            out.print("chosen by a pilot, which certifies nothing: tamis calibrate does")
+        _show_more(definition, rows, goal, choice, explain=explain, compare=compare)
     if problem is not None:
         fail(problem)
     if write is not None and choice is not None and choice.chosen is not None:
         _write(file, write, choice.chosen, rows[0])
     raise typer.Exit(DONE if problem is None else USAGE)
+
+
+def _show_more(
+    definition: "Screen",
+    rows: "Sequence[Alternative]",
+    goal: Goals | None,
+    choice: "Choice | None",
+    *,
+    explain: bool,
+    compare: bool,
+) -> None:
+    """What was asked for beside the screen as configured."""
+    if explain:
+        _show_rooflines(definition, rows[0])
+    if compare:
+        _show_alternatives(rows)
+    if goal is not None and choice is not None and choice.chosen is not None:
+        out.print(f"for {goal}: {choice.chosen.name}: {choice.reason}", style="bold")
+        out.print("chosen by a pilot, which certifies nothing: tamis calibrate does")
+
+
+def _unmet(row: "Alternative", limits: "Limits") -> str | None:
+    """Why the screen as configured cannot meet what was asked for, at the least that it takes."""
+    least = (row.estimate.seconds.low, limits.seconds), (row.estimate.usd.low, limits.usd)
+    over = any(low is not None and most is not None and low > most for low, most in least)
+    return f"what was asked for cannot be met: {row.infeasible}" if over else None
+
+
+def _with_own_budget(definition: "Screen", limits: "Limits") -> "Limits":
+    """The limits, and those of the screen file's own budget where none was given."""
+    budget = definition.budget
+    if budget is None:
+        return limits
+    seconds = None if budget.hours is None else budget.hours * 3600
+    return replace(
+        limits,
+        seconds=limits.seconds if limits.seconds is not None else seconds,
+        usd=limits.usd if limits.usd is not None else budget.usd,
+    )
 
 
 def _choice(
@@ -183,35 +225,52 @@ def _maker(
     definition: "Screen", database: str | None, candidates: int | None
 ) -> tuple["Maker", int, str, str | None]:
     """What makes alternatives, how many candidates, by which pilot, and what a resume would do."""
+    from db.candidates import text_digest
     from db.errors import EmptyDatabase
     from flows.files.sampling import sampled
     from flows.report import forecast
-    from flows.report.plan import Found, find_pilot, guesses
+    from flows.report.plan import Found, find_pilot, guesses, unanswered
     from tiers.planning.alternatives import Maker
     from tiers.planning.estimate import Workload
 
-    found, resume, known = Found(None, None, "no pilot: tamis pilot measures one"), None, 0
+    drawn = sampled(definition.candidates, SAMPLE, 0)
+    count = candidates or drawn.candidates
+    found, resume, todo = Found(None, None, "no pilot: tamis pilot measures one"), None, []
     try:
         store = open_store(database)
         found = find_pilot(store, definition)
-        if found.pilot is not None and candidates is None:
-            known = store.plans.answered(found.pilot.tiers[0].judge)
+        if candidates is None and found.judges:
+            texts = [text_digest(row.text) for row in drawn.rows]
+            todo = unanswered(store, definition, found.judges, texts)
         run = store.runs.to_resume(definition.screen, definition.digest)
         if run is not None and store.runs.account(run.id).candidates:
             coming = forecast.forecast(store, run, store.results.funnel(run.id))
             resume = f"run {run.key}: {forecast.in_words(coming)}"
     except EmptyDatabase:
         pass
-    pilot = found.pilot
-    if pilot is not None:
-        count = candidates or pilot.candidates
-        load = Workload(count, pilot.size, max(1 - known / count, 0.0))
-        said = found.said + f"; {min(known, count):,} have an answer that is kept" * bool(known)
-        return Maker(definition, load, pilot), count, said, resume
-    drawn = sampled(definition.candidates, SAMPLE, 0)
-    count = candidates or drawn.candidates
-    guessed = guesses(definition, [row.text for row in drawn.rows])
-    return Maker(definition, Workload(count, 0), None, guessed), count, found.said, resume
+    said = found.said + _kept_words(definition, todo)
+    if (pilot := found.pilot) is None:
+        guessed = guesses(definition, [row.text for row in drawn.rows])
+        return Maker(definition, Workload(count, 0), None, guessed, todo), count, said, resume
+    part = pilot.candidates == count
+    if not part:
+        said += f"; it was drawn from {pilot.candidates:,}"
+    return (
+        Maker(definition, Workload(count, pilot.size, part), pilot, (), todo),
+        count,
+        said,
+        resume,
+    )
+
+
+def _kept_words(definition: "Screen", todo: "Sequence[float]") -> str:
+    """At which tiers answers are kept already, in words."""
+    kept = [
+        f"{tier.name} {1 - share:.0%}"
+        for tier, share in zip(definition.tiers, todo, strict=False)
+        if share < 1
+    ]
+    return f"; of those who reach a tier, answers are kept of: {', '.join(kept)}" if kept else ""
 
 
 def _goal(
@@ -245,6 +304,7 @@ def _announce(definition: "Screen", drawn: "Sample", wanted: int, budget: Any) -
     from tiers.planning.alternatives import Maker
     from tiers.planning.choice import count_range, usd_range
     from tiers.planning.estimate import Workload
+    from tiers.types import TierError
 
     size = len(drawn.rows)
     if wanted > drawn.candidates:
@@ -269,6 +329,14 @@ def _announce(definition: "Screen", drawn: "Sample", wanted: int, budget: Any) -
         )
     )
     err.print(f"pilot of {size:,} candidates through {len(alone)} tiers; its budget: {own}")
+    least = sum(found.usd.low or 0.0 for found in alone)
+    if budget is not None and budget.usd is not None and least > budget.usd:
+        pays = int(size * budget.usd / least)
+        raise TierError(
+            f"a pilot of {size:,} costs at least ${least:,.2f}, and its budget is "
+            f"${budget.usd:,.2f}, which pays for about {pays:,}; write --sample {max(pays, 1)}, or "
+            f"--usd {least * 1.2:,.2f}; nothing was asked"
+        )
     for tier, found in zip(definition.tiers, alone, strict=True):
         err.print(
             f"  {tier.name}: {count_range(found.tiers[0].prompt_tokens)} tokens to read, "

@@ -44,6 +44,8 @@ DARK = {
 }  # fmt: skip
 """Told apart by the colour-blind, too: Okabe and Ito's hues, with other brightness."""
 FAR = 4.0
+FEW = 6
+"""Points of a curve that are marked, since a line of so few may be none."""
 """Times what was expected, beyond which the axis of a plan is logarithmic."""
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -251,7 +253,7 @@ def curves(lines: Sequence[Line], unit: str, title: str) -> str:
             y = [float("nan") if value is None else value for value in line.y]
             axes.plot(
                 [x / each for x in line.x], y, color=HUE[SERIES[number % len(SERIES)]],
-                label=line.name, marker="o" if len(y) == 1 else "",
+                label=line.name, marker="o" if len(y) <= FEW else "", markersize=3.5,
             )  # fmt: skip
         axes.set_ylim(bottom=0)
         axes.set_xlim(0, max(last / each, 1e-3))

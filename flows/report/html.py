@@ -23,7 +23,7 @@ from flows.guarantee.audit import in_words
 from flows.guarantee.certificate import Certificate, certificate_in_use
 from flows.report import charts
 from flows.report.charts import Flow, Line, Span
-from flows.report.plan import FIGURES, held, planned_words
+from flows.report.plan import figures_of, held, planned_words
 from flows.report.summary import Summary, account_line, summary
 from flows.terminal import number, visible
 
@@ -69,7 +69,7 @@ class _Made:
         funnel = store.results.funnel(run.id)
         self.summary = summary(store, run, funnel)
         plan = store.plans.of(run.id)
-        self.held = None if plan is None else held(plan, funnel)
+        self.held = None if plan is None else held(plan, funnel, run.state)
         self.certificate = certificate_in_use(store, run)
         self.told = _told(run, self.certificate)
         self.funnel_sql = store.aggregates.sql(asks.FUNNEL, run)
@@ -213,8 +213,8 @@ def _cards(made: _Made, found: _Found | None) -> list[Card]:
     if people and found is not None and found.labels:
         words = f"{found.positives:,} of {found.labels:,} labelled ones are positive"
         cards.append(Card("precision", _share(found.positives, found.labels), words, "costs"))
-    left = one.review + one.failed + one.pending
-    words = f"{one.review:,} review, {one.failed:,} failed, {one.pending:,} pending"
+    left = one.review + one.failed
+    words = f"{one.review:,} review, {one.failed:,} failed; {one.pending:,} pending"
     cards.append(Card("for a person", f"{left:,}", words, "reasons"))
     return cards
 
@@ -297,7 +297,7 @@ def _plan(made: _Made) -> Section | None:
     if not made.held:
         return None
     sql = made.store.aggregates.sql(asks.PLAN, made.run)
-    shown = [name for name in FIGURES if any(one.planned[name][2] for one in made.held)]
+    shown = figures_of(made.held)
     spans, rows = [], []
     for one in made.held:
         for name in shown:

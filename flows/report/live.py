@@ -86,7 +86,7 @@ def _views(store: Store, run: Run, seconds: float) -> Iterator[View]:
         stored, holder, locked = store.runs.standing(run.id)
         state = state_by(stored, holder, locked=locked)
         began = time.monotonic()
-        if began - counted >= wait:
+        if began - counted >= wait or state is not RunState.RUNNING:
             funnel = [
                 {"tier": row.tier, **{name: getattr(row, name) for name in COUNTS}}
                 for row in store.results.funnel(run.id)

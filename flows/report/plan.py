@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ from tiers.opening import identity, inspect
 from tiers.planning.alternatives import Alternative, Maker
 from tiers.planning.choice import count_range, duration_range, usd_range
 from tiers.planning.estimate import Workload
-from tiers.planning.measured import Pilot, Range, pilot_of
+from tiers.planning.measured import Pilot, Range, Seen, pilot_of, verdicts
 from tiers.planning.stages import Guess
 from tiers.screenfile.file import Screen
 from tiers.screenfile.tiers import LlamaTier, ModelTierSection
 from tiers.tier import job_of
-from tiers.types import TierError
+from tiers.types import Outcome, TierError
 
 CHARACTERS = Range(5, 4, 3)
 """Of a token: many make few tokens."""
 PROMPT_CHARACTERS = 400
 """Of a prompt beside rubric and text."""
+SOME = 200
+"""Texts of a run that stand for all where kept answers are counted."""
+OVER = (RunState.DONE, RunState.ALARM)
 FIGURES = ("candidates", "promoted", "seconds", "usd")
 """Of a tier, which a plan tells and a run shows."""
 
@@ -36,6 +39,8 @@ class Found:
     id: int | None
     said: str
     """Which one, or why none."""
+    judges: Sequence[str] = ()
+    """Digests of the screen's judges, where they were worked out."""
 
 
 def find_pilot(store: Store, definition: Screen, run_id: int | None = None) -> Found:
@@ -54,15 +59,62 @@ def find_pilot(store: Store, definition: Screen, run_id: int | None = None) -> F
     else:
         jobs = [job_of(definition, i) for i in range(len(definition.tiers))]
         judges = [judge_digest(identity(job)) for job in jobs]
-    for id_, body in known:
-        pilot = pilot_of(body)
-        if [tier.judge for tier in pilot.tiers] == judges:
+    pilots = [(id_, pilot_of(body)) for id_, body in known]
+    for id_, pilot in pilots:
+        by_judge = {tier.judge: tier for tier in pilot.tiers}
+        if set(judges) <= set(by_judge):
+            tiers = [_timed(by_judge[judge], [one for _, one in pilots]) for judge in judges]
             day = pilot.created[:10]
-            return Found(pilot, id_, f"pilot {pilot.key} of {pilot.size:,} candidates, {day}")
-    newest = pilot_of(known[0][1])
-    what = "models or settings" if newest.rubric == digest_of(definition.rubric) else "rubric"
-    said = f"no pilot: {newest.key} is of another {what} and is not used; run tamis pilot again"
-    return Found(None, None, said)
+            said = f"pilot {pilot.key} of {pilot.size:,} candidates, {day}"
+            return Found(replace(pilot, tiers=tiers), id_, said, judges)
+    newest = pilots[0][1]
+    same = newest.rubric == digest_of(definition.rubric)
+    what = "other models or settings" if same else "another rubric"
+    said = f"no pilot: {newest.key} is of {what} and is not used; run tamis pilot again"
+    return Found(None, None, said, judges)
+
+
+def _timed(tier: Seen, pilots: Sequence[Pilot]) -> Seen:
+    """A tier of a pilot; where all its answers were there, with the speed of an earlier one."""
+    if tier.seconds is not None:
+        return tier
+    for before in (one for pilot in pilots for one in pilot.tiers):
+        if before.judge == tier.judge and before.seconds is not None:
+            share = float(tier.fresh.sum() / max(before.fresh.sum(), 1.0))
+            return replace(
+                tier, seconds=before.seconds * share, load_seconds=before.load_seconds,
+                drift=before.drift, prefill=before.prefill, decode=before.decode, busy=before.busy,
+            )  # fmt: skip
+    return tier
+
+
+def unanswered(
+    store: Store, definition: Screen, judges: Sequence[str], texts: Sequence[bytes]
+) -> list[float]:
+    """At each tier, the share of those who reach it that its judge has not answered yet.
+
+    Args:
+        store: the database.
+        definition: the screen.
+        judges: the digests of its tiers' judges.
+        texts: digests of some texts of its input, which stand for all.
+    """
+    said = store.plans.scores(judges, texts)
+    weights = dict.fromkeys(texts, 1.0)
+    shares = []
+    for position, judge in enumerate(judges):
+        known = [text for text in texts if text in said[judge] and weights[text]]
+        whole = sum(weights.values())
+        shares.append(1 - sum(weights[text] for text in known) / whole if whole else 1.0)
+        scores = [said[judge][text] for text in known]
+        last = position == len(judges) - 1
+        outcomes = verdicts(scores, definition.policy(position), last=last) if known else []
+        passed = [outcome is Outcome.PROMOTE for outcome in outcomes]
+        # Of those without an answer as many go on as of the others; all, where there are none.
+        rate = sum(passed) / len(passed) if passed else 1.0
+        weights = {text: weight * rate for text, weight in weights.items()}
+        weights |= {text: float(on) for text, on in zip(known, passed, strict=True)}
+    return shares
 
 
 def digest_of(rubric: str) -> str:
@@ -126,12 +178,15 @@ def keep_plan(store: Store, run: Run, definition: Screen, judges: Sequence[int])
     waiting = store.runs.account(run.id).pending
     if not waiting or store.judgements.any(run.id) or store.plans.of(run.id) is not None:
         return
-    todo = store.judgements.count_unjudged(run.id, 0, judges[0]) / waiting
     found = find_pilot(store, definition, run.id)
     guess = by_length(definition, store.candidates.mean_characters(run.id))
     size = 0 if found.pilot is None else found.pilot.size
-    load = Workload(waiting, size, min(todo, 1.0))
-    maker = Maker(definition, load, found.pilot, [guess] * len(definition.tiers))
+    part = found.pilot is not None and found.pilot.candidates == waiting
+    texts = store.plans.some_texts(run.id, SOME)
+    todo = unanswered(store, definition, store.tiers.digests(run.id), texts)
+    todo[0] = min(store.judgements.count_unjudged(run.id, 0, judges[0]) / waiting, 1.0)
+    load = Workload(waiting, size, part)
+    maker = Maker(definition, load, found.pilot, [guess] * len(definition.tiers), todo)
     store.plans.keep(run.id, body_of(maker.configured(), waiting, found.said), found.id)
 
 
@@ -146,8 +201,11 @@ class Held:
     """Whether the actual figure lies in its range; None where nothing was estimated."""
 
 
-def held(body: dict[str, Any], rows: Sequence[FunnelRow]) -> list[Held]:
-    """A plan held against a run, tier by tier."""
+def held(
+    body: dict[str, Any], rows: Sequence[FunnelRow], state: RunState = RunState.DONE
+) -> list[Held]:
+    """A plan held against a run, tier by tier; while it is not over, nothing has missed."""
+    over = state in OVER
     by_name = {row.tier: row for row in rows}
     told = []
     for planned in body["tiers"]:
@@ -159,20 +217,27 @@ def held(body: dict[str, Any], rows: Sequence[FunnelRow]) -> list[Held]:
             "seconds": round(row.seconds, 3), "usd": row.usd,
         }  # fmt: skip
         ranges = {name: planned[name] for name in FIGURES}
-        inside = {name: _inside(ranges[name], actual[name]) for name in FIGURES}
+        inside = {name: _inside(ranges[name], actual[name]) if over else None for name in FIGURES}
         told.append(Held(planned["tier"], ranges, actual, inside))
     return told
+
+
+def figures_of(plan: Sequence[Held]) -> list[str]:
+    """The figures of which there is something to say."""
+    return [
+        name for name in FIGURES if any(one.planned[name][2] or one.actual[name] for one in plan)
+    ]
 
 
 def _inside(planned: Sequence[float | None], actual: float | None) -> bool | None:
     low, expected, high = planned
     if actual is None or low is None or expected is None or high is None:
         return None
-    if high - low <= 1e-6 * high:
-        return None  # it was known
     # Counts are whole, and a range of money may be a hair wide.
     slack = 0.5 if expected >= 1 else 1e-9
-    return low - slack <= actual <= high + slack
+    inside = low - slack <= actual <= high + slack
+    known = high - low <= 1e-6 * high
+    return None if known and inside else inside  # to be right about what is known proves nothing
 
 
 def planned_words(name: str, planned: Sequence[float | None]) -> str:
@@ -184,7 +249,7 @@ def planned_words(name: str, planned: Sequence[float | None]) -> str:
 def plans_kept(store: Store) -> list[dict[str, Any]]:
     """Of all runs that are done: how often each figure lay inside the range of its plan."""
     counts = {name: [0, 0] for name in FIGURES}
-    for plan in store.plans.all([RunState.DONE, RunState.ALARM]):
+    for plan in store.plans.all(OVER):
         for tier in held(plan.body, store.results.funnel(plan.run_id)):
             for name, inside in tier.inside.items():
                 if inside is not None:

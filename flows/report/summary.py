@@ -16,7 +16,7 @@ from flows.guarantee.audit import RunAudit, audit_of, in_words, table_of
 from flows.owner import state_of
 from flows.report import forecast as coming
 from flows.report.forecast import Forecast
-from flows.report.plan import FIGURES, Held, held, planned_words
+from flows.report.plan import Held, figures_of, held, planned_words
 from flows.terminal import number, visible
 
 OUTCOMES = ("accepted", "rejected", "review", "failed", "pending")
@@ -159,7 +159,7 @@ def outlook(store: Store, run: Run) -> Summary:
         summary(store, run, funnel),
         newest_seconds=None if age is None else round(max(age, 0.0), 1),
         resume=coming.forecast(store, run, funnel),
-        plan=None if plan is None else held(plan, funnel),
+        plan=None if plan is None else held(plan, funnel, run.state),
     )
 
 
@@ -284,7 +284,7 @@ def _show_plan(plan: Sequence[Held], console: Console) -> None:
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("tier")
-    shown = [name for name in FIGURES if any(one.planned[name][2] for one in plan)]
+    shown = figures_of(plan)
     for name in shown:
         table.add_column(f"{name}, planned", justify="right")
         table.add_column("actual", justify="right")

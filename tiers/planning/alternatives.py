@@ -71,7 +71,9 @@ class Maker:
         workload: Workload,
         pilot: Pilot | None,
         guesses: Sequence[Guess | None] = (),
+        todo: Sequence[float] = (),
     ) -> None:
+        """`todo` is the share at each tier that has no answer yet; by default nobody has one."""
         self._definition = definition
         self._workload = workload
         self._weights = workload.weights()
@@ -81,7 +83,8 @@ class Maker:
         for i, tier in enumerate(definition.tiers):
             seen = None if pilot is None else pilot.tiers[i]
             guess = guesses[i] if guesses else None
-            self._base.append(stage_of(tier, definition.policy(i), seen, guess))
+            stage = stage_of(tier, definition.policy(i), seen, guess)
+            self._base.append(replace(stage, todo=todo[i] if todo else 1.0))
         if pilot is not None:
             policy = definition.policy(len(self._base) - 1)
             self._truth = verdicts(pilot.tiers[-1].scores, policy, last=True)
@@ -137,7 +140,7 @@ class Maker:
             pace = base.pace
             if not writes and base.local and not any(pace.written.values()):
                 pace = replace(pace, written=dict.fromkeys(SCENES, float("nan")))
-            stage = replace(base, tokens=tokens, pace=pace, scores=None)
+            stage = replace(base, tokens=tokens, pace=pace, scores=None, todo=1.0)
             how = "one position" if writes else f"{tier.max_tokens} tokens written"
             asks = {tier.name: "yes_no" if writes else "json"}
             yield self._made(f"{tier.name}: {how}", self._with(i, stage), asks=asks)

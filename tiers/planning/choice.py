@@ -9,6 +9,7 @@ from tiers.planning.measured import Range
 
 Goal = Literal["speed", "cost", "balance", "quality"]
 MANY = 1e6
+CENT = 0.01
 SLACK = 0.01
 """Agreement and recall may be so much below those of the screen as configured."""
 
@@ -213,7 +214,9 @@ def duration_range(found: Range) -> str:
 
 def usd_range(found: Range) -> str:
     """Money in words."""
-    return _in_words(found, lambda dollars: f"${dollars:,.2f}")
+    return _in_words(
+        found, lambda dollars: f"${dollars:,.4f}" if 0 < dollars < CENT else f"${dollars:,.2f}"
+    )
 
 
 def count_range(found: Range) -> str:
@@ -229,8 +232,8 @@ def _in_words(found: Range, shown: Callable[[float], str]) -> str:
     if high is None:
         return "unknown" if not low else f"{shown(low)} or more"
     span = f"{shown(low or 0.0)} to {shown(high)}"
+    if shown(low or 0.0) == shown(high):
+        return shown(high)
     if expected is None:
         return f"not measured, {span}"
-    if shown(low or 0.0) == shown(high):
-        return shown(expected)
     return f"{shown(expected)} ({span})"

@@ -97,6 +97,8 @@ class Stage:
     model: str = ""
     local: bool = False
     """Whether a model has to be loaded for it."""
+    todo: float = 1.0
+    """Share of those who reach it that has no answer yet."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,8 @@ class Workload:
     candidates: int
     sample: int
     """Size of the pilot; 0 for none."""
-    todo: float = 1.0
-    """Share that has no answer yet."""
+    part: bool = True
+    """Whether the sample is one of these candidates, and not of others."""
     seed: int = 0
 
     def weights(self) -> Floats:
@@ -155,7 +157,7 @@ class Workload:
             return np.ones((1, 1))
         drawn = np.random.default_rng(self.seed).exponential(size=(DRAWS, self.sample))
         drawn /= drawn.sum(axis=1, keepdims=True)
-        unseen = np.sqrt(max(0.0, 1 - self.sample / self.candidates))
+        unseen = np.sqrt(max(0.0, 1 - self.sample / self.candidates)) if self.part else 1.0
         even = 1 / self.sample
         return np.asarray(even + (drawn - even) * unseen)
 
@@ -192,11 +194,11 @@ def estimate(stages: Sequence[Stage], load: Workload, weights: Floats) -> Estima
         work = {scene: _work(stage, reach[scene], scene, load.candidates) for scene in SCENES}
         took, limits = {}, {}
         for scene in SCENES:
-            left = work[scene] * load.todo
+            left = work[scene] * stage.todo
             took[scene], limits[scene] = _seconds(stage, left, scene, load.noise(position))
             seconds[scene].append(took[scene])
             dollars[scene].append(_dollars(stage.price, left, took[scene]))
-        measured = stage.scores is not None and (position == 0 or hard.sum() >= ENOUGH)
+        measured = stage.scores is not None and hard.sum() >= ENOUGH
         reach = _passed(stage, reach, load.candidates, measured=measured, last=last)
         if stage.scores is not None:
             hard &= _shares(stage, np.ones((1, len(hard))), len(hard), last=last)["on"][0] > 0
@@ -205,11 +207,11 @@ def estimate(stages: Sequence[Stage], load: Workload, weights: Floats) -> Estima
                 stage.name,
                 _range({s: work[s].candidates for s in SCENES}),
                 _range({s: reach[s].sum(axis=1) * load.candidates for s in SCENES}),
-                _range({s: (work[s] * load.todo).prompt for s in SCENES}),
-                _range({s: (work[s] * load.todo).completion for s in SCENES}),
+                _range({s: (work[s] * stage.todo).prompt for s in SCENES}),
+                _range({s: (work[s] * stage.todo).completion for s in SCENES}),
                 _range(took),
                 _range({s: dollars[s][-1] for s in SCENES}),
-                _waves(stage, {s: work[s] * load.todo for s in SCENES}),
+                _waves(stage, {s: work[s] * stage.todo for s in SCENES}),
                 limits["high" if limits["expected"] == NOT_KNOWN else "expected"],
             )
         )
@@ -220,7 +222,7 @@ def estimate(stages: Sequence[Stage], load: Workload, weights: Floats) -> Estima
         tiers,
         _range(totals),
         _range(money),
-        sum(stage.local for stage in stages),
+        sum(stage.local and stage.todo > 0 for stage in stages),
         _likely([totals["likely"], totals["high"]]),
         _likely([money["likely"], money["high"]]),
         f"{tiers[slowest].tier}: {tiers[slowest].limit}",
@@ -298,6 +300,8 @@ def _seconds(stage: Stage, work: _Work, scene: str, noise: Floats) -> tuple[Floa
             if np.isnan(took).all() or np.mean(at_least) > np.nanmean(took):
                 binds = f"rate limit: {per_minute:,.0f} {name} a minute"
             took = np.fmax(took, at_least)
+    if not stage.todo:
+        return np.zeros_like(took), "all answers are kept"
     if stage.local and np.mean(took) < pace.load:
         binds = "loading the model"
     return took + pace.load, binds

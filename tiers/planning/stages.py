@@ -79,7 +79,7 @@ def _tokens(tier: AnyTier, seen: Seen | None, guess: Guess | None) -> Mapping[st
         return dict.fromkeys(SCENES, Tokens(*parts))
     unknown = Range(None, None, None)
     shared, own = (guess.shared, guess.own) if guess is not None else (unknown, unknown)
-    reply = Range(1, 1, 1)
+    reply = Range(0, 0, 0) if isinstance(tier, EngineTier) else Range(1, 1, 1)
     if isinstance(tier, ModelTierSection) and isinstance(tier.ask, JsonAsk):
         reply = Range(1, None, tier.max_tokens)
     told = {}

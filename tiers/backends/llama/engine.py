@@ -75,7 +75,10 @@ class Model:
             parameters.tensor_split = self._split
         self.pointer = C.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.pointer:
-            raise TierError(f"llama.cpp cannot load '{path}': {log.reason()}")
+            raise TierError(
+                f"llama.cpp cannot load '{path}': {log.reason()}; the file may be cut or damaged: "
+                "fetch it again, and look with: tamis doctor FILE"
+            )
         self.vocabulary = C.llama_model_get_vocab(self.pointer)
         self.size: int = C.llama_vocab_n_tokens(self.vocabulary)
         self.trained_context: int = C.llama_model_n_ctx_train(self.pointer)
