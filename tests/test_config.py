@@ -90,7 +90,11 @@ def test_five_faults_are_five_messages_each_with_its_line(tmp_path: Path) -> Non
         ),
         ("{{ resume }}", "{{ resume", "no Jinja2"),
         ("reject_below: 0.15", "reject_below: 0.999", "lies above accept_above"),
-        ("screen: data-engineers", "screen: data engineers", "screen (line 1)"),
+        (
+            "screen: data-engineers",
+            "screen: data engineers",
+            "screen (line 1): 'data engineers' is no name; write letters",
+        ),
         ("ask: score", 'ask: score, prompt: "{{ rubric }}"', "{{ candidate }} 0 times"),
         ("ask: score", "ask: score, n_gpu_layer: 3", "did you mean 'n_gpu_layers'?"),
         ("refine", "2nd", "tiers[2].name"),

@@ -52,6 +52,8 @@ def status(
         from flows.report.live import watch as look_on
 
         look_on(store, store.runs.find(run_key), out, as_json=as_json)
+        if as_json:
+            return  # each line was an object of one kind, and so is the last
         run_key = store.runs.find(run_key).key
     if run_key is None:
         rows = [status_row(status) for status in store.runs.newest(50)]

@@ -169,6 +169,11 @@ def problem_of(fault: Any, tree: yaml.Node | None, sections: Sections) -> str:
         case "union_tag_invalid":
             given = fault["input"].get("backend") if isinstance(fault["input"], dict) else None
             said = f"backend '{given}' is unknown; write one of: {', '.join(BACKENDS)}"
+        case "string_pattern_mismatch" if fault["loc"][-1] in ("screen", "name"):
+            said = (
+                f"'{fault['input']}' is no name; write letters from A to Z, digits, '_' and '-', a "
+                "letter first"
+            )
         case "literal_error":
             said = _unknown_word(fault["input"], fault["ctx"]["expected"])
         case "float_parsing" | "int_parsing" | "float_type" | "int_type":
