@@ -1,8 +1,10 @@
 """Quotes of replies: found exactly where they stand, in any script; a yes without them is no yes."""
 
 import json
+import re
 import time
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from tests.openai_server import ModelServer, is_match
 from tests.test_store import ingested, rows, waiting
 from tiers.prompt import field_schema, question_for
 from tiers.quotes import Passages, normalised, quotes_of
+from tiers.screenfile.file import load_screen
 from tiers.types import Judgement
 
 
@@ -153,3 +156,12 @@ def test_a_run_keeps_the_evidence_of_its_answers(project) -> None:
 def test_a_comma_is_no_evidence_and_a_quote_counts_once() -> None:
     assert Passages("Led a team, twice.").find(",") == []
     assert quotes_of('{"proof":["a","a"]}', {"proof": "quotes"}) == [("proof", "a")]
+
+
+def test_the_screens_of_the_page_are_screens(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "evidence.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        (tmp_path / "screen.yaml").write_text(block)
+        assert load_screen(tmp_path / "screen.yaml").tiers

@@ -172,7 +172,7 @@ def _show_explanation(found: "Explanation") -> None:
         table.add_column(name, justify="right" if name == "score" else "left")
     for detail in found.judgements:
         score = "" if detail.score is None else number(detail.score)
-        why = detail.error or _because(detail)
+        why = detail.error or "; ".join(filter(None, (_because(detail), detail.note)))
         outcome = str(detail.outcome or "pending")
         table.add_row(detail.tier, score, visible(detail.reading or ""), outcome, visible(why))
     out.print(table)

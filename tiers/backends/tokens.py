@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiers.prompt import AnswerSet, Prompt, compose, question_for, read_labels
-from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.ask import CriteriaAsk, JsonAsk
 from tiers.screenfile.tiers import LlamaTier, VllmTier
 from tiers.tier import Job
 from tiers.types import Answer, Candidate, Judgement, TierError
@@ -74,16 +74,36 @@ def room(config: LocalTier, context: int | None, *, head: int, around: int) -> i
     return min(config.max_candidate_tokens, left)
 
 
+def questions(config: LocalTier) -> dict[str, str]:
+    """What is asked about each candidate: one question, or one of each criterion by its name."""
+    match config.ask:
+        case JsonAsk(fields=fields):
+            return {"": question_for(fields)}
+        case CriteriaAsk(criteria=criteria):
+            return {
+                name: f"Does this candidate meet criterion {number}, {name}? Answer with one word: "
+                "yes or no."
+                for number, name in enumerate(criteria, 1)
+            }
+        case word:
+            return {"": question_for(word)}
+
+
 def prompt_around(
-    job: Job, config: LocalTier, in_chat: Callable[[Prompt], Prompt] | None
+    job: Job, config: LocalTier, in_chat: Callable[[Prompt], Prompt] | None, name: str = ""
 ) -> Prompt:
     """The text around a candidate, in the model's own chat format unless `in_chat` is None.
+
+    `name` is the criterion that is asked about, where there are criteria.
 
     Raises:
         TierError: the model's chat template fails.
     """
-    question = question_for(config.ask.fields if isinstance(config.ask, JsonAsk) else config.ask)
-    prompt = compose(job.rubric, question, config.prompt)
+    ask = config.ask
+    rubric = (
+        f"{job.rubric.strip()}\n\n{ask.listed()}" if isinstance(ask, CriteriaAsk) else job.rubric
+    )
+    prompt = compose(rubric, questions(config)[name], config.prompt)
     try:
         return prompt if in_chat is None else in_chat(prompt)
     except ValueError as error:

@@ -8,9 +8,8 @@ import math
 from typing import NamedTuple
 
 from tiers.backends.llama.sizes import batch_size, cells, sequences
+from tiers.backends.tokens import prompt_around, questions
 from tiers.planning.shape import Shape
-from tiers.prompt import compose, question_for
-from tiers.screenfile.ask import JsonAsk
 from tiers.screenfile.tiers import LlamaTier
 from tiers.tier import Job, config_of
 
@@ -60,8 +59,7 @@ def shared_tokens(job: Job) -> int:
         TypeError: no model of ours reads the tier's prompt.
     """
     config = config_of(job, LlamaTier)
-    fields = config.ask.fields if isinstance(config.ask, JsonAsk) else config.ask
-    prompt = compose(job.rubric, question_for(fields), config.prompt)
+    prompt = prompt_around(job, config, None, next(iter(questions(config))))
     return len(prompt.head) // CHARACTERS_PER_TOKEN + 1
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 
 from tiers.policy import Policy
 from tiers.prompt import check_layout
-from tiers.screenfile.ask import Ask
+from tiers.screenfile.ask import Ask, CriteriaAsk
 from tiers.screenfile.limits import BudgetSection, PriceSection
 from tiers.screenfile.profiles import PROFILES, Profile
 from tiers.screenfile.section import Section, shape_of
@@ -91,6 +91,9 @@ class EngineTier(TierSection):
 class ModelTierSection(TierSection):
     """What every tier has that asks a language model."""
 
+    panel: ClassVar[bool] = False
+    """Whether several criteria are read in one pass."""
+
     ask: Ask = "yes_no"
     prompt: str | None = None
     """Layout with `{{ rubric }}`, `{{ candidate }}` and `{{ question }}`."""
@@ -111,6 +114,16 @@ class ModelTierSection(TierSection):
     def _layout(cls, prompt: str | None) -> str | None:
         return prompt if prompt is None else check_layout(prompt)
 
+    @field_validator("ask")
+    @classmethod
+    def _criteria(cls, ask: Ask) -> Ask:
+        if isinstance(ask, CriteriaAsk) and not cls.panel:
+            raise ValueError(
+                "criteria are read by backend: llama alone; write a field for each of them, such "
+                'as ask: {json: {years: "yes | no"}}'
+            )
+        return ask
+
 
 class HubModel(Section):
     """A model file on the Hugging Face hub, fetched once: `owner/repository/file.gguf`."""
@@ -120,6 +133,8 @@ class HubModel(Section):
 
 class LlamaTier(EngineTier, ModelTierSection):
     """A GGUF model run by llama.cpp in a child process of its own."""
+
+    panel: ClassVar[bool] = True
 
     backend: Literal["llama"]
     model: Annotated[

@@ -42,6 +42,8 @@ class Prepared:
     id: int
     tokens: Tokens
     note: str | None
+    before: int = 0
+    """Tokens of its sequence after the shared prompt that are in the cache already."""
     sequence: int = 0
     sent: int = 0
     seconds: float = 0.0
@@ -223,6 +225,11 @@ class Engine:
         return self._filled == 0
 
     @property
+    def free(self) -> int:
+        """How many candidates can be forked now."""
+        return len(self._free)
+
+    @property
     def crowded(self) -> bool:
         """Whether no further candidate can be forked before one is dropped."""
         return not self._free
@@ -246,10 +253,21 @@ class Engine:
         candidate.sequence = self._free.popleft()
         C.llama_memory_seq_cp(self._memory, 0, candidate.sequence, -1, -1)
 
+    def branch(self, candidate: Prepared, tokens: Tokens) -> Prepared:
+        """These tokens after a candidate's, which were decoded, in a sequence of their own."""
+        after = Prepared(candidate.id, tokens, None, before=len(candidate.tokens))
+        after.sequence = self._free.popleft()
+        C.llama_memory_seq_cp(self._memory, candidate.sequence, after.sequence, -1, -1)
+        return after
+
+    def room(self, tokens: int) -> bool:
+        """Whether so many fit into the batch."""
+        return tokens <= self._batch_size - self._filled
+
     def fill(self, candidate: Prepared) -> int | None:
         """Put as many of a candidate's tokens into the batch as fit; the last one's row, if in."""
         tokens = candidate.tokens[candidate.sent : candidate.sent + self._batch_size - self._filled]
-        start = len(self._shared) + candidate.sent
+        start = len(self._shared) + candidate.before + candidate.sent
         candidate.sent += len(tokens)
         last = candidate.sent == len(candidate.tokens)
         row = self._put(tokens, start, candidate.sequence, answer=last)

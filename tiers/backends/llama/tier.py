@@ -5,6 +5,7 @@ Scores move by about 1e-2 nats with what else is in a batch: that is rounding, n
 
 import importlib.metadata
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,8 @@ import orjson
 from numpy.typing import NDArray
 
 from tiers.backends.files import file_digest, model_file
-from tiers.backends.llama.engine import Engine, Grammar, Model, Prepared
+from tiers.backends.llama.engine import Engine, Grammar, Model, Prepared, Tokens
+from tiers.backends.llama.sizes import batch_size
 from tiers.backends.tokens import (
     NO_NUMBER,
     NOT_JSON,
@@ -23,6 +25,7 @@ from tiers.backends.tokens import (
     chat_template,
     fit,
     prompt_around,
+    questions,
     reply_cut,
     room,
 )
@@ -36,10 +39,13 @@ from tiers.prompt import (
     reply_schema,
     scored_reply,
 )
-from tiers.screenfile.ask import JsonAsk
+from tiers.screenfile.ask import CriteriaAsk, JsonAsk
 from tiers.screenfile.tiers import LlamaTier
 from tiers.tier import Inspection, Job, asked, config_of
-from tiers.types import Answer, Candidate, Judgement
+from tiers.types import Answer, Candidate, Judgement, TierError
+
+WAITING = 12
+"""Candidates whose questions wait, of the sequences that questions need."""
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -60,9 +66,10 @@ def inspect(job: Job, text: str) -> Inspection:
     path = model_file(config.model)
     model = Model(path, config, only_vocabulary=True)
     try:
-        prompt = prompt_of(job, model)
+        prompts = prompts_of(job, model)
+        prompt = next(iter(prompts.values()))
         own = len(model.tokenize(text, special=False))
-        tail = len(model.tokenize(prompt.tail, special=True))
+        tail = sum(len(model.tokenize(each.tail, special=True)) for each in prompts.values())
         return Inspection(
             f"{path} ({path.stat().st_size / 1e9:,.3f} GB, {model.architecture})",
             f"{prompt.head}{text}{prompt.tail}",
@@ -73,19 +80,24 @@ def inspect(job: Job, text: str) -> Inspection:
         model.close()
 
 
-def prompt_of(job: Job, model: Model) -> Prompt:
-    """The text around a candidate, in the model's own chat format where it has one.
+def prompts_of(job: Job, model: Model) -> dict[str, Prompt]:
+    """The text around a candidate for each question, in the model's own chat format if it has one.
 
     Raises:
-        TierError: the chat format was asked for and the model has none, or it fails.
+        TierError: the chat format was asked for and the model has none, or it fails; or the layout
+            has the question before the candidate, where there are several.
     """
     config = config_of(job, LlamaTier)
     template = chat_template(config, model.chat_template)
     in_format = None if template is None else partial(in_chat, chat_template=template)
-    prompt = prompt_around(job, config, in_format)
-    if isinstance(config.ask, JsonAsk):
-        return Prompt(prompt.head, prompt.tail + VERDICT_LEAD)
-    return prompt
+    prompts = {name: prompt_around(job, config, in_format, name) for name in questions(config)}
+    if len({prompt.head for prompt in prompts.values()}) > 1:
+        raise TierError(
+            f"tier '{config.name}': its prompt has the question before the candidate; with "
+            "criteria, write {{ question }} after {{ candidate }}"
+        )
+    lead = VERDICT_LEAD * isinstance(config.ask, JsonAsk)
+    return {name: Prompt(prompt.head, prompt.tail + lead) for name, prompt in prompts.items()}
 
 
 class Llama:
@@ -95,18 +107,29 @@ class Llama:
         config = config_of(job, LlamaTier)
         self._config = config
         self._model = Model(model_file(config.model), config)
-        prompt = prompt_of(job, self._model)
-        self.head = self._model.tokenize(prompt.head, special=True, start=True)
+        prompts = prompts_of(job, self._model)
+        head = next(iter(prompts.values())).head
+        self.head = self._model.tokenize(head, special=True, start=True)
         """The part of the prompt that is evaluated once for all candidates."""
-        self._tail = self._model.tokenize(prompt.tail, special=True)
+        tails = {
+            name: self._model.tokenize(prompt.tail, special=True)
+            for name, prompt in prompts.items()
+        }
+        longest_tail = max(map(len, tails.values()))
         reply = config.max_tokens if isinstance(config.ask, JsonAsk) else 1
-        shared, around = len(self.head), len(self.head) + len(self._tail) + reply
+        shared, around = len(self.head), len(self.head) + longest_tail + reply
         self._longest = room(config, self._model.trained_context, head=shared, around=around)
-        self._engine = Engine(self._model, config, self.head, self._longest + len(self._tail))
+        after = sum(map(len, tails.values()))
+        if len(tails) > 1:  # of candidates that wait for their questions, a batch is in the cache
+            after += batch_size(config)
+        self._engine = Engine(self._model, config, self.head, self._longest + after)
         labels = find_labels(self._model, DIGITS if config.ask == "score" else YES_NO)
-        self._judge: Scorer | Writer = (
+        self._tail = tails[""] if "" in tails else np.zeros(0, np.int32)
+        self._judge: Scorer | Writer | Panel = (
             Writer(self._engine, labels, shared, self._model, config)
             if isinstance(config.ask, JsonAsk)
+            else Panel(self._engine, labels, shared, tails, config.ask)
+            if isinstance(config.ask, CriteriaAsk)
             else Scorer(self._engine, labels, shared)
         )
         self.rates: Mapping[str, float] = self._engine.measure()
@@ -188,6 +211,108 @@ class Scorer:
             error = None if answer.score is not None else NO_NUMBER
             yield _judgement(candidate, self._shared, answer, error)
         ending.clear()
+
+
+class Panel:
+    """Asks several questions about each candidate, whose own tokens are evaluated once.
+
+    Each question follows the candidate in a sequence of its own, so that no answer depends on
+    another. Nothing is written.
+    """
+
+    def __init__(
+        self, engine: Engine, labels: LabelTokens, shared: int, tails: Mapping[str, Tokens],
+        ask: CriteriaAsk,
+    ) -> None:  # fmt: skip
+        self._engine = engine
+        self._labels = labels
+        self._shared = shared
+        self._tails = dict(tails)
+        self._ask = ask
+        longest = max(map(len, self._tails.values()))
+        if not engine.room(longest) or engine.free < 2:
+            raise TierError(
+                f"a question about a criterion takes {longest} tokens; write batch_tokens: "
+                f"{max(4 * longest, 64)} or more"
+            )
+        self._most = max(1, min(WAITING, engine.free // 4))
+        """Candidates at work, so that sequences are left for their questions."""
+        self._open: dict[int, dict[str, Answer]] = {}
+        """The answers so far, by the sequence of each candidate at work."""
+
+    def judge(self, prepared: Iterable[Prepared | Judgement]) -> Iterator[Judgement]:
+        """Judgements as their last question is answered."""
+        source = iter(prepared)
+        waiting: deque[tuple[Prepared, str]] = deque()
+        current: Prepared | None = None
+        while True:
+            asked = self._ask_waiting(waiting)
+            read: list[Prepared] = []
+            while not self._engine.full and len(self._open) < self._most:
+                if current is None:
+                    item = next(source, None)
+                    if isinstance(item, Judgement):
+                        yield item
+                        continue
+                    if item is None or self._engine.crowded:
+                        break
+                    current = item
+                    self._engine.fork(current)
+                self._engine.fill(current)
+                if current.sent == len(current.tokens):
+                    self._open[current.sequence] = {}
+                    read.append(current)
+                    current = None
+            if self._engine.empty:
+                return
+            self._engine.decode()
+            yield from self._answered(asked)
+            waiting.extend((candidate, name) for candidate in read for name in self._tails)
+
+    def _ask_waiting(
+        self, waiting: deque[tuple[Prepared, str]]
+    ) -> list[tuple[int, Prepared, Prepared, str]]:
+        """Put as many questions into the batch as fit; the row of each, whom it is about."""
+        asked = []
+        while waiting and not self._engine.crowded:
+            candidate, name = waiting[0]
+            if not self._engine.room(len(self._tails[name])):
+                break
+            waiting.popleft()
+            branch = self._engine.branch(candidate, self._tails[name])
+            row = self._engine.fill(branch)
+            if row is not None:
+                asked.append((row, branch, candidate, name))
+        return asked
+
+    def _answered(
+        self, asked: Iterable[tuple[int, Prepared, Prepared, str]]
+    ) -> Iterator[Judgement]:
+        for row, branch, candidate, name in asked:
+            answers = self._open[candidate.sequence]
+            answers[name] = read_logits(self._engine.logits(row), self._labels)
+            candidate.seconds += branch.seconds
+            self._engine.drop(branch)
+            if len(answers) == len(self._tails):
+                del self._open[candidate.sequence]
+                self._engine.drop(candidate)
+                yield self._judgement(candidate, answers)
+
+    def _judgement(self, candidate: Prepared, answers: Mapping[str, Answer]) -> Judgement:
+        chances = {name: one.score for name, one in answers.items() if one.score is not None}
+        mass = min((one.mass or 0.0) for one in answers.values())
+        tokens = sum(map(len, self._tails.values()))
+        if len(chances) < len(self._tails):
+            unread = ", ".join(name for name in self._tails if name not in chances)
+            error, answer = f"{NO_NUMBER} ({unread})", Answer(mass=mass)
+        else:
+            score, failed = self._ask.total(chances)
+            shown = {name: round(chance, 4) for name, chance in chances.items()}
+            error, answer = None, Answer(score, orjson.dumps(shown).decode(), mass)
+            if failed is not None:
+                candidate.note = "; ".join(filter(None, (candidate.note, failed)))
+        made = _judgement(candidate, self._shared, answer, error)
+        return made._replace(prompt_tokens=made.prompt_tokens + tokens)
 
 
 @dataclass(slots=True)
