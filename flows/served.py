@@ -4,7 +4,9 @@ Nothing in here raises: what went wrong is the state's message, which says what 
 """
 
 import re
+import signal
 import sys
+import threading
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -43,6 +45,16 @@ def _tell(record: Recorder, fault: str | None) -> None:
     if fault is not None:
         record.say(fault)
         print(visible(fault), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _stopped() -> State[Any]:
+    """Cancelled, also where the runner's own signal comes after the word of the server.
+
+    Prefect would take it for a crash of a flow that is over.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends with this flow run
+    return Cancelled(message=STOPPED)
 
 
 def _named() -> str:
@@ -112,7 +124,7 @@ def screen(
     except EXPECTED as wrong:
         return Failed(message=str(wrong))
     except (KeyboardInterrupt, SystemExit):
-        return Cancelled(message=STOPPED)
+        return _stopped()
 
 
 @flow(name="calibrate", flow_run_name=_named, persist_result=False)
@@ -158,7 +170,7 @@ def calibrate(
     except EXPECTED as wrong:
         return Failed(message=str(wrong))
     except (KeyboardInterrupt, SystemExit):
-        return Cancelled(message=STOPPED)
+        return _stopped()
 
 
 def kept_definition(file: Path) -> Path:
