@@ -81,8 +81,7 @@ def questions(config: LocalTier) -> dict[str, str]:
             return {"": question_for(fields)}
         case CriteriaAsk(criteria=criteria):
             return {
-                name: f"Does this candidate meet criterion {number}, {name}? Answer with one word: "
-                "yes or no."
+                name: f"Is criterion {number}, {name}, met: yes or no?"
                 for number, name in enumerate(criteria, 1)
             }
         case word:
