@@ -109,6 +109,9 @@ def test_prefect_has_a_record_of_a_run_that_never_waited_for_it(
     assert {one["type"] for one in artifacts} == {"progress", "table", "markdown"}
     (table,) = (one for one in artifacts if one["type"] == "table")
     assert [row["name"] for row in json.loads(table["data"])] == ["first", "second"]
+    (screen,) = (one for one in artifacts if one["key"] == "recorded-one-screen")
+    shown = json.loads(screen["data"].partition("```json\n")[2].rpartition("\n```")[0])
+    assert [each["name"] for each in shown["tiers"]] == ["first", "second"]
     of_run = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
     lines = [one["message"] for one in asked(f"{prefect_url}/logs/filter", of_run)]
     assert any("50 candidates = " in line for line in lines)

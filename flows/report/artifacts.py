@@ -1,14 +1,28 @@
 """What a run leaves in the Prefect UI: progress, the funnel, a report."""
 
+import re
 import time
 from dataclasses import asdict
+
+import orjson
 
 from db.store import Run, Store
 from flows.guarantee.audit import alarm_of, alarm_page
 from flows.recorder import current
 from flows.report.summary import account_line, cost_words, markdown, summary
+from tiers.screenfile.file import Screen
 
 UPDATE_SECONDS = 5.0
+
+
+def publish_screen(run: Run, definition: Screen) -> None:
+    """Leave the whole definition with the flow run, for who has its form alone."""
+    told = definition.model_dump(mode="json", by_alias=True, exclude_none=True)
+    shown = orjson.dumps(told, option=orjson.OPT_INDENT_2).decode()
+    # A fence longer than any in the screen's own words.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
+    page = f"# {run.screen}: the screen of run {run.key}\n\n{fence}json\n{shown}\n{fence}"
+    current().page(f"{run.screen}-{run.key}-screen", f"Screen of {run.key}", page)
 
 
 def publish(store: Store, run: Run) -> None:

@@ -112,8 +112,8 @@ def unanswered(
         passed = [outcome is Outcome.PROMOTE for outcome in outcomes]
         # Of those without an answer as many go on as of the others; all, where there are none.
         rate = sum(passed) / len(passed) if passed else 1.0
-        weights = {text: weight * rate for text, weight in weights.items()}
-        weights |= {text: float(on) for text, on in zip(known, passed, strict=True)}
+        went_on = {text: weights[text] * on for text, on in zip(known, passed, strict=True)}
+        weights = {text: weight * rate for text, weight in weights.items()} | went_on
     return shares
 
 

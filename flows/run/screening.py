@@ -15,7 +15,7 @@ from flows.guarantee.state import check_calibration, require_calibration
 from flows.guarantee.thresholds import standing
 from flows.progress import Display, say
 from flows.recorder import current, recorded
-from flows.report.artifacts import publish
+from flows.report.artifacts import publish, publish_screen
 from flows.report.plan import keep_plan
 from flows.run.budget import Budgets
 from flows.run.cascade import Cascade
@@ -156,6 +156,7 @@ def screen_candidates(
         sampled(store, run) as sampler,
         span(f"run {key}", run=key, screen=definition.screen),
     ):
+        publish_screen(run, definition)
         try:
             require_calibration(store, run, definition)
             if read:
